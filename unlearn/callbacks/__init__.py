@@ -1,0 +1,1 @@
+"""Measurement and safety: callbacks read the model and never train it."""

@@ -1,0 +1,57 @@
+"""The contract of a data source."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar
+
+from unlearn.config.schema import SourceConfig
+from unlearn.types import Assets, EntityData, PromptFormat
+
+
+class Source(ABC):
+    """Serves the rows of the four streams and of the evaluation sets.
+
+    A plug-in sets ``name`` and ``summary`` as literals and ``Config`` to its dataclass. ``load`` is called once per run on every
+    rank and must be deterministic in (config, seed); ``assets`` is called before it.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    Config: ClassVar[type[SourceConfig]] = SourceConfig
+
+    def __init__(self, config: SourceConfig, *, seed: int, cache: Path) -> None:
+        """Keep what is needed; read nothing yet.
+
+        Args:
+            config: the ``data`` section, an instance of ``Config``.
+            seed: the run's seed.
+            cache: folder in which built things may be kept, shared between runs and processes.
+        """
+        self.config = config
+        self.seed = seed
+        self.cache = cache
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """How a question becomes text."""
+        c = self.config
+        return PromptFormat(question=c.question_format, separator=c.answer_separator, end=c.answer_end, append_eos=c.append_eos)
+
+    def assets(self, *, gold: bool = False, progress: bool = True) -> Assets | None:
+        """Models that come with the rows, built when they are not in the cache; None where a config must name its own.
+
+        Args:
+            gold: whether the model that never saw the forget entities is wanted too.
+            progress: whether a progress bar may be shown.
+        """
+        return None
+
+    @abstractmethod
+    def load(self) -> EntityData:
+        """Read the rows.
+
+        Raises:
+            DataError: a file is missing or malformed; the message names it and what was expected.
+        """

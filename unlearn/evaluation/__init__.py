@@ -1,0 +1,1 @@
+"""Runs a model over rows and turns what comes out into results."""

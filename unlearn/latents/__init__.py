@@ -1,0 +1,1 @@
+"""Which SAE latents matter, and the frozen model's activations of known and unknown entities."""

@@ -1,0 +1,1 @@
+"""Language models and SAEs: loading, capture, trainable selection, reference."""

@@ -1,0 +1,1 @@
+"""Tables, figures and HTML, made from finished run directories only."""

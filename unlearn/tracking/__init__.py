@@ -1,0 +1,1 @@
+"""Run directory, manifest and MLflow."""
