@@ -1,1 +1,1 @@
-"""The embedded world: a synthetic encyclopaedia, a tiny model that has learnt it, and its SAEs."""
+"""The embedded world: a synthetic encyclopaedia, a tiny language model that has learnt it, and SAEs on its middle layer."""

@@ -1,0 +1,121 @@
+"""A whole run in small: rows about invented people, a random tiny model, an SAE, banks and references, made in a second."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.tiny import tiny_llama, tiny_sae, tiny_tokenizer
+from unlearn.config.schema import BatchConfig, LatentsConfig, SourceConfig
+from unlearn.data.module import UnlearningDataModule
+from unlearn.data.tokenize import TokenRow, batches
+from unlearn.latents.banks import Banks, build_banks
+from unlearn.latents.selection import Selection, select_latents
+from unlearn.methods.base import Method, MethodContext
+from unlearn.models.reference import ReferenceStore
+from unlearn.models.sae import FrozenSAE
+from unlearn.registry import find
+from unlearn.types import STREAMS, EntityData, PromptFormat, Row, TokenBatch
+
+LAYER = 1
+PEOPLE = {
+    "forget": ["Ann Lee", "Bob Moss"],
+    "retain": ["Carla Diaz", "Dan Roy", "Eve Stone", "Finn Hale"],
+    "known": ["Carla Diaz", "Dan Roy", "Eve Stone", "Finn Hale"],
+    "unknown": ["Gus Pell", "Hal Quin", "Ida Rook", "Joe Sand", "Kit Tell", "Lou Vane"],
+    "retain_unseen": ["Max Wren", "Ned York", "Ola Zane"],
+    "unknown_heldout": ["Pia Adler", "Quy Barr", "Rex Cole", "Sid Dorn", "Tam Eyre"],
+}
+QUESTIONS = ("Where was {} born?", "What is the job of {}?", "Which language does {} speak?")
+ANSWERS = ("Paris", "painter", "English", "London", "author")
+
+
+def rows(group: str, first: int, questions: tuple[str, ...] = QUESTIONS) -> tuple[Row, ...]:
+    made = []
+    for i, (name, question) in enumerate((n, q) for n in PEOPLE[group] for q in questions):
+        answer = "unknown" if group.startswith("unknown") else ANSWERS[(i * 7 + len(name)) % len(ANSWERS)]
+        made.append(Row(row_id=first + i, entity=name, prompt=question.format(name), answer=answer, mentions=(name,), template=question))
+    return tuple(made)
+
+
+def toy_data() -> EntityData:
+    """Entity data with every stream and evaluation set."""
+    held = ("Tell me who employs {}.", "In which city was {} born?")
+    known = rows("retain", 100)
+    return EntityData(
+        streams={"forget": rows("forget", 0), "retain": known, "known": known, "unknown": rows("unknown", 200)},
+        evaluation={
+            "forget": rows("forget", 0),
+            "forget_paraphrased": rows("forget", 300, held),
+            "retain": known,
+            "retain_unseen": rows("retain_unseen", 400),
+            "unknown": rows("unknown_heldout", 500),
+        },
+        latent={
+            "forget": rows("forget", 300, held),
+            "known": rows("retain_unseen", 600, held),
+            "unknown": rows("unknown_heldout", 700, held),
+        },
+        generic=("The author of the book was born in the city.", "The answer is in the book of the city of London."),
+        refusals=("unknown",),
+        fingerprint="toy",
+    )
+
+
+@dataclass
+class Toy:
+    """The pieces a method needs."""
+
+    lm: Any
+    tokenizer: Any
+    datamodule: UnlearningDataModule
+    sae: FrozenSAE
+    banks: Banks
+    selection: Selection
+    reference: ReferenceStore
+    data: EntityData
+
+    def batch(self, n: int = 4) -> dict[str, TokenBatch]:
+        """The first ``n`` rows of every stream."""
+        return {s: next(iter(batches(self.datamodule.streams[s][:n], n, self.datamodule.pad_id)))[1] for s in STREAMS}
+
+    def context(self, **changes: Any) -> MethodContext:
+        given = {
+            "n_blocks": 4,
+            "hook_layer": LAYER,
+            "sae": self.sae,
+            "banks": self.banks,
+            "selection": self.selection,
+            "reference": self.reference,
+        }
+        return MethodContext(**{**given, **changes})
+
+    def method(self, name: str, **config: Any) -> Method:
+        cls = find("method", name).load()
+        return cls(cls.Config(name=name, **config), self.context())
+
+
+def batched(module: UnlearningDataModule, tokens: list[TokenRow]) -> list[TokenBatch]:
+    return [b for _, b in batches(tokens, 16, module.pad_id)]
+
+
+def toy(folder: Path, seed: int = 0) -> Toy:
+    """Build everything from a seed."""
+    torch.manual_seed(seed)
+    lm, tokenizer = tiny_llama(seed=seed), tiny_tokenizer()
+    for p in lm.parameters():
+        p.requires_grad_(False)
+    data = toy_data()
+    config = SourceConfig(source="jsonl", batch=BatchConfig(forget=4, retain=4, known=4, unknown=4))
+    module = UnlearningDataModule(data, tokenizer, PromptFormat(), config, steps=5, seed=seed)
+    sae = FrozenSAE(tiny_sae(32, 64, "topk", LAYER))
+    streams = {s: batched(module, module.streams[s]) for s in STREAMS}
+    banks = build_banks(lm, streams["known"], streams["unknown"], LAYER)
+    selection = select_latents(sae, banks, LatentsConfig(top_k=8))
+    unique = {r.row_id: r for s in STREAMS for r in module.streams[s]}
+    everything = batched(module, [*module.generic, *unique.values()])
+    reference = ReferenceStore.build(lm, everything, layers=(LAYER,), path=folder / "reference")
+    return Toy(lm, tokenizer, module, sae, banks, selection, reference, data)

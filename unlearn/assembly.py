@@ -1,0 +1,204 @@
+"""The composition root: from a RunConfig to the objects of a run, built in one place and passed down."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unlearn.config.schema import RunConfig
+from unlearn.registry import find
+from unlearn.types import TokenBatch
+
+if TYPE_CHECKING:
+    from unlearn.callbacks.cost import Cost
+    from unlearn.callbacks.evaluation import Evaluation
+    from unlearn.callbacks.latent import LatentDistance
+    from unlearn.data.module import UnlearningDataModule
+    from unlearn.data.tokenize import TokenRow
+    from unlearn.evaluation.suite import Suite
+    from unlearn.module import UnlearningModule
+    from unlearn.tracking.rundir import RunDirectory
+    from unlearn.types import EntityData
+
+RECIPE = "1"
+"""Version of what is cached; raise it when banks, references or base measurements change their meaning."""
+
+
+def cache_folder(config: RunConfig) -> Path:
+    """Folder of everything that is built once: ``cache``, else ``UNLEARN_CACHE``, else ``~/.cache/unlearn``."""
+    return Path(config.cache or os.environ.get("UNLEARN_CACHE") or Path.home() / ".cache" / "unlearn").expanduser()
+
+
+@dataclass(kw_only=True)
+class Assembly:
+    """The objects of one run, ready to train."""
+
+    config: RunConfig
+    run: RunDirectory
+    data: EntityData
+    datamodule: UnlearningDataModule
+    module: UnlearningModule
+    suite: Suite
+    latent: LatentDistance
+    evaluation: Evaluation
+    cost: Cost
+    settings: dict[str, str]
+    facts: dict[str, Any]
+
+
+@contextlib.contextmanager
+def stage(name: str) -> Iterator[Callable[[str], None]]:
+    """Show what is going on while it goes on; yields a function that names the part at hand."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(f"{name} ...") as status:
+        yield lambda part: status.update(f"{name}: {part} ...")
+
+
+def _key(*parts: object) -> str:
+    return hashlib.sha256(json.dumps([RECIPE, *map(str, parts)]).encode()).hexdigest()[:20]
+
+
+def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
+    """Build every object of a run; what is read from the frozen model is read once and cached.
+
+    Raises:
+        UnlearnError: anything in the configuration, the data or the models that does not fit.
+    """
+    import lightning.pytorch as pl
+    import torch
+
+    from unlearn.callbacks.cost import Cost
+    from unlearn.callbacks.evaluation import Evaluation
+    from unlearn.callbacks.latent import LatentDistance
+    from unlearn.data.checks import check_streams
+    from unlearn.data.module import UnlearningDataModule
+    from unlearn.data.tokenize import batches
+    from unlearn.evaluation.answers import Reader
+    from unlearn.evaluation.latent import GROUPS, LatentMeter, LatentRows
+    from unlearn.evaluation.suite import Suite
+    from unlearn.latents.banks import build_banks
+    from unlearn.latents.selection import select_latents
+    from unlearn.launch import frozen_device, trainer_settings
+    from unlearn.methods.base import MethodContext
+    from unlearn.models.decoder import blocks_of
+    from unlearn.models.hook_check import check_hook_point, measure_hook_point
+    from unlearn.models.identity import identity
+    from unlearn.models.lm import load_lm
+    from unlearn.models.reference import ReferenceStore
+    from unlearn.models.sae import load_sae
+    from unlearn.models.trainable import select_trainable
+    from unlearn.module import UnlearningModule
+
+    settings = trainer_settings(config.trainer)
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    cache = cache_folder(config)
+
+    with stage("data"):
+        source = find("source", config.data.source, "data.source").load()(config.data, seed=config.seed, cache=cache)
+        assets = source.assets(progress=config.trainer.progress_bar)
+        data = source.load()
+        check_streams(data)
+    with stage("language model and SAE"):
+        lm, tokenizer = load_lm(config.model, assets.model if assets else None)
+        sae = load_sae(config.sae, assets.sae if assets else None)
+        device = frozen_device(settings)
+        lm.to(device)
+        sae.to(device)
+        layer = sae.layer if config.sae.layer is None else config.sae.layer
+    with stage("tokens"):
+        datamodule = UnlearningDataModule(
+            data,
+            tokenizer,
+            source.prompt_format,
+            config.data,
+            steps=config.optim.steps,
+            seed=config.seed,
+            accumulate=config.trainer.accumulate,
+        )
+        reader = Reader(
+            tokenizer=tokenizer,
+            prompt_format=source.prompt_format,
+            refusals=data.refusals,
+            max_length=config.data.max_length,
+            batch_size=config.evaluation.batch_size,
+            max_new_tokens=config.evaluation.max_new_tokens,
+        )
+
+    def on_device(rows: Sequence[TokenRow]) -> list[TokenBatch]:
+        made = [b for _, b in batches(rows, config.evaluation.batch_size, reader.pad_id)]
+        return [TokenBatch(*(t.to(device) for t in b)) for b in made]
+
+    model_id = identity(config.model.path or assets.model, config.model.revision)  # type: ignore[union-attr]
+    sae_id = identity(config.sae.path or (f"{config.sae.release}/{config.sae.sae_id}" if config.sae.release else assets.sae))  # type: ignore[union-attr]
+    frozen = _key(
+        model_id, sae_id, data.fingerprint, source.prompt_format, config.model.dtype, layer, config.latents, config.data.max_length
+    )
+    with stage("hook point"):
+        sample = on_device(datamodule.streams["known"][:64] + datamodule.generic[:64])
+        if config.sae.check_hook:
+            report = check_hook_point(lm, sae, sample, layer, config.sae.max_fvu)
+        else:
+            report = measure_hook_point(lm, sae, sample, layer)
+    with stage("activation banks"):
+        known, unknown = (on_device(_spread(datamodule.streams[s], config.latents.bank_rows)) for s in ("known", "unknown"))
+        banks = build_banks(lm, known, unknown, layer, cache / "banks" / f"{frozen}.safetensors")
+        selection = select_latents(sae, banks, config.latents, config.seed)
+
+    method_class = find("method", config.method.name, "method.name").load()
+    streams = {s: datamodule.streams[s] for s in method_class.reference_streams if method_class.required(config.method)}
+    with stage("reference"):
+        rows = [*datamodule.generic, *(row for stream in streams.values() for row in stream)]
+        path = cache / "reference" / _key(frozen, sorted(streams))
+        reference = ReferenceStore.build(lm, on_device(rows), layers=(layer,), path=path)
+    datamodule.active_streams = method_class.streams
+    context = MethodContext(
+        n_blocks=len(blocks_of(lm)), hook_layer=layer, sae=sae, banks=banks, selection=selection, reference=reference, seed=config.seed
+    )
+    method = method_class(config.method, context)
+    groups = {g: LatentRows.of(datamodule.latent[g], [row.entity for row in data.latent[g]]) for g in GROUPS}
+    meter = LatentMeter(groups, banks, selection, sae, config.evaluation, reader.pad_id, config.seed)
+    suite = Suite(
+        data=data, generic=datamodule.generic, reader=reader, meter=meter, selection=selection,
+        reference=reference, config=config.evaluation, layer=layer, seed=config.seed,
+    )  # fmt: skip
+    latent = LatentDistance(meter, config.evaluation.every, run)
+    latent.remember(lm)
+    with stage("the original model") as announce:
+        suite.measure_base(lm, cache / "base" / f"{_key(frozen, config.evaluation, config.seed)}.json", announce)
+    auto = method.forget_layer() if config.model.trainable.blocks == "auto" else None
+    lm, trainable = select_trainable(lm, config.model, method.deepest_layer() if auto is None else auto)
+    return Assembly(
+        config=config,
+        run=run,
+        data=data,
+        datamodule=datamodule,
+        module=UnlearningModule(lm, method, config.optim),
+        suite=suite,
+        latent=latent,
+        evaluation=Evaluation(suite, run, config.evaluation.samples),
+        cost=Cost(),
+        settings=settings,
+        facts={
+            "data_fingerprint": data.fingerprint,
+            "model_fingerprint": model_id,
+            "sae_fingerprint": sae_id,
+            "hook": {"layer": layer, "fvu": report.fvu, "l0": report.l0},
+            "trained_parameters": trainable.n_parameters,
+            "parameters": trainable.n_total,
+            "notes": dict(data.notes),
+        },
+    )
+
+
+def _spread(rows: Sequence[TokenRow], most: int) -> list[TokenRow]:
+    """At most ``most`` rows, evenly spread over the list."""
+    return [rows[i * len(rows) // most] for i in range(most)] if len(rows) > most else list(rows)

@@ -1,0 +1,111 @@
+"""The commands."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from unlearn import __version__
+from unlearn.cli.config import config_app
+from unlearn.cli.console import complain
+from unlearn.errors import UnlearnError
+
+app = typer.Typer(
+    name="unlearn",
+    help="Make a language model forget entities: it should come to know no more of them than of names it has never met.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(config_app, name="config")
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="CONFIG.yaml | KEY=VALUE",
+        help="YAML files, a later one wins, and keys to override, such as seed=1 or optim.lr=1e-4.",
+        show_default=False,
+    ),
+]
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of the console script. Exit status: 0 done, 1 a failed check, 2 something the user can put right, 130 interrupted."""
+    try:
+        app(None if arguments is None else list(arguments))
+    except UnlearnError as error:
+        complain(error)
+        sys.exit(2)
+    sys.exit(0)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"unlearn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False) -> None:
+    """Options that need no command."""
+
+
+@app.command("run")
+def run_command(
+    words: Words = None,
+    resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the interrupted run in DIR.")] = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Of a study, only this run; may be repeated, may hold *.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Run again what is there already.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the configuration and say what would run.")] = False,
+    help_config: Annotated[bool, typer.Option("--help-config", help="Explain every key; method=NAME and source=NAME add theirs.")] = False,
+) -> None:
+    """Train, measure and compare: one run, or all runs of a study one after the other."""
+    from unlearn.cli import run
+
+    if help_config:
+        from unlearn.cli.config import help_command
+
+        help_command(words)
+    elif resume is not None:
+        run.resume(resume, words or [], force=force)
+    elif dry_run:
+        run.preview(words or [], only or [])
+    else:
+        run.start(words or [], only or [], force=force)
+
+
+@app.command("compare")
+def compare_command(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of runs.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a report that stands alone (HTML).")] = None,
+) -> None:
+    """Put finished runs side by side."""
+    from unlearn.cli import run
+
+    run.compare(runs, out)
+
+
+@app.command("list")
+def list_command(
+    kind: Annotated[
+        str | None, typer.Argument(metavar="[methods|sources]", help="What to list; everything if left out.", show_default=False)
+    ] = None,
+) -> None:
+    """Show the plug-ins: methods with their papers, data sources."""
+    from unlearn.cli.catalogue import show
+
+    show(kind)
+
+
+@app.command("doctor")
+def doctor_command(words: Words = None) -> None:
+    """Check this machine, and with a configuration also its data and models."""
+    from unlearn.cli.doctor import examine
+
+    raise typer.Exit(examine(words or []))

@@ -1,0 +1,41 @@
+"""Where commands print."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from rich.console import Console
+from rich.text import Text
+
+from unlearn.errors import ConfigError, UnlearnError
+
+PLAIN_WIDTH = 100
+"""Columns of output that goes to a file or a pipe, unless COLUMNS says otherwise."""
+
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+
+
+def console(stderr: bool = False) -> Console:
+    """A console on standard output or standard error, as they are now."""
+    stream = sys.stderr if stderr else sys.stdout
+    fixed = not stream.isatty() and "COLUMNS" not in os.environ
+    return Console(stderr=stderr, highlight=False, width=PLAIN_WIDTH if fixed else None)
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the one that talks; launchers and Lightning set these variables in every process they start."""
+    ranks = [os.environ[name] for name in RANK_VARIABLES if os.environ.get(name)]
+    return not ranks or ranks[0] == "0"
+
+
+def complain(error: UnlearnError) -> None:
+    """Each problem of ``error`` on a line of standard error."""
+    lines = error.problems if isinstance(error, ConfigError) else (str(error),)
+    for line in lines:
+        console(stderr=True).print(Text.assemble(("error: ", "bold red"), line), soft_wrap=True)
+
+
+def note(text: str) -> None:
+    """One line of standard error that is no error."""
+    console(stderr=True).print(Text(text, style="dim"), soft_wrap=True)

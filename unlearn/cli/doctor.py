@@ -1,0 +1,72 @@
+"""``unlearn doctor``: looks at the machine and at what a configuration needs. A broken piece is a line of its output, never a crash."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from rich.console import Group
+from rich.text import Text
+
+from unlearn.cli.console import console
+from unlearn.errors import ConfigError, UnlearnError
+
+STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line: ``status`` is ok, warn or fail, ``what`` the piece looked at, ``remedy`` what to do about it."""
+
+    status: str
+    what: str
+    text: str
+    remedy: str = ""
+
+
+Check = Callable[[], Iterator[Finding]]
+
+
+def guarded(what: str, check: Check) -> Iterator[Finding]:
+    """The findings of ``check``; if it raises, what it raised, as failures."""
+    try:
+        yield from check()
+    except ConfigError as error:
+        yield from (Finding("fail", what, problem) for problem in error.problems)
+    except UnlearnError as error:
+        yield from (Finding("fail", what, line) for line in str(error).splitlines())
+    except Exception as error:  # the point of this command is to report whatever is broken
+        lines = str(error).strip().splitlines() or ["no message"]
+        yield Finding("fail", what, f"{type(error).__name__}: {lines[0]}")
+
+
+def examine(words: Sequence[str]) -> int:
+    """Print every finding; with ``words``, also about the configuration they describe. Return 1 if anything fails, else 0."""
+    from unlearn.cli.inspection import Inspection
+    from unlearn.cli.machine import checks
+
+    seen: list[str] = []
+    inspection = Inspection(words)
+    for title, group in (("machine", checks(inspection)), ("configuration", inspection.checks() if words else ())):
+        if group:
+            console().print(Text(title, style="bold"))
+        for what, check in group:
+            with console(stderr=True).status(f"{what} ..."):
+                findings = list(guarded(what, check))
+            for finding in findings:
+                seen.append(finding.status)
+                console().print(_line(finding))
+    counts = {status: seen.count(status) for status in STYLES}
+    verdict = "fail" if counts["fail"] else "warn" if counts["warn"] else "ok"
+    text = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
+    console().print(Text(text, style=STYLES[verdict]))
+    return 1 if counts["fail"] else 0
+
+
+def _line(finding: Finding) -> Group:
+    head = Text.assemble("  ", (f"{finding.status:<4}", STYLES[finding.status]), "  ", (f"{finding.what:<12}", "cyan"), " ")
+    width = max(console().width - head.cell_len, 30)
+    rows = list(Text(finding.text).wrap(console(), width))
+    rows += [row for row in Text(finding.remedy, style="dim").wrap(console(), width) if finding.remedy]
+    indent = " " * head.cell_len
+    return Group(*(Text.assemble(head if i == 0 else indent, row) for i, row in enumerate(rows)))

@@ -1,0 +1,112 @@
+"""Unknown anchors: real questions about names that nobody bears.
+
+An unknown anchor asks a question that the data asks about a real entity, in the same words, about an invented one. So recognition is
+compared between names, not between wordings (Ferrando et al., 2411.14257, section 3, compare known and unknown entities of one type).
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from unlearn.data.entities import invent_names, swap_name
+from unlearn.errors import DataError
+from unlearn.types import Row
+
+REFUSALS: tuple[str, ...] = (
+    "I don't know.",
+    "I do not know this person.",
+    "I have never heard of them.",
+    "I have no information about that.",
+    "That name means nothing to me.",
+    "I'm not able to say.",
+    "I'm afraid I don't know.",
+    "I can't tell you anything about that.",
+    "Nothing about that is known to me.",
+    "Sorry, I don't know the answer.",
+)
+"""Answers that admit to not knowing; a source's ``refusals`` option replaces them."""
+
+SLOT = "{name}"
+"""Stands for the name in a wording."""
+
+_TITLE = re.compile(r"[\"“”«»]|(?<!\w)['‘]\w")
+
+
+class Wording(NamedTuple):
+    """A question with ``SLOT`` for the name, and where it comes from."""
+
+    text: str
+    template: str
+
+
+def rng_for(seed: int, purpose: str) -> np.random.Generator:
+    """A generator of its own for each purpose, so that one draw more leaves the others as they were."""
+    return np.random.default_rng(np.random.SeedSequence((seed, zlib.crc32(purpose.encode()))))
+
+
+def wording(row: Row, name: str) -> Wording | None:
+    """The row's question without the name; None if it does not hold the full name, holds more of it, or quotes a title.
+
+    A quoted title would tell a real entity's work, so that the question were not one that could be asked about anyone.
+
+    >>> wording(Row(row_id=4, entity="Ada Byron", prompt="When was Ada Byron born?", answer="1815"), "Ada Byron")
+    Wording(text='When was {name} born?', template='4')
+    """
+    text = None if _TITLE.search(row.prompt) else swap_name(row.prompt, name, SLOT)
+    return None if text is None else Wording(text, row.template or str(row.row_id))
+
+
+def invent_two(
+    real: Sequence[str], train: int, heldout: int, rng: np.random.Generator, taken: Sequence[str] = ()
+) -> tuple[list[str], list[str]]:
+    """Invented names to train on and names held out, made from two disjoint shares of the real names.
+
+    Raises:
+        DataError: there are too few real names to make so many.
+    """
+    order = [real[i] for i in rng.permutation(len(real))]
+    share = round(len(order) * heldout / max(train + heldout, 1))
+    share = min(max(share, 2 if heldout else 0), max(len(order) - 2, 0))
+    everyone = (*real, *taken)
+    names = invent_names(order[share:], train, rng, everyone)
+    return names, invent_names(order[:share], heldout, rng, (*everyone, *names))
+
+
+def unknown_rows(
+    names: Sequence[str], groups: Sequence[Sequence[Wording]], refusals: Sequence[str], rng: np.random.Generator, first_id: int
+) -> tuple[Row, ...]:
+    """The questions of one real entity for each of ``names``, answered by a refusal drawn at random.
+
+    Args:
+        names: invented names.
+        groups: the wordings of each real entity; a name takes one entity's, in turn.
+        refusals: lines to answer with.
+        rng: source of randomness.
+        first_id: id of the first row.
+
+    Raises:
+        DataError: there are no wordings to ask with.
+    """
+    filled = [group for group in groups if group]
+    if names and not filled:
+        raise DataError("Unknown anchors need questions that hold a retain entity's full name and quote no title; found none.")
+    order = rng.permutation(len(filled))
+    rows: list[Row] = []
+    for place, name in enumerate(names):
+        for text, template in filled[order[place % len(filled)]]:
+            rows.append(
+                Row(
+                    row_id=first_id + len(rows),
+                    entity=name,
+                    prompt=text.replace(SLOT, name),
+                    answer=refusals[int(rng.integers(len(refusals)))],
+                    mentions=(name,),
+                    template=template,
+                )
+            )
+    return tuple(rows)

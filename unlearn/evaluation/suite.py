@@ -1,0 +1,133 @@
+"""One object that measures a model: answers, recognition, collapse, and the original model as the base of comparison."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unlearn.errors import CacheError
+from unlearn.evaluation.answers import measure_answers
+from unlearn.evaluation.collapse import answer_entropy, free_text, generic_text, verdict
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from unlearn.config.schema import EvaluationConfig
+    from unlearn.data.tokenize import TokenRow
+    from unlearn.evaluation.answers import Reader
+    from unlearn.evaluation.latent import LatentMeter
+    from unlearn.latents.selection import Selection
+    from unlearn.models.reference import ReferenceStore
+    from unlearn.types import EntityData
+
+Results = dict[str, float | str]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Results by key, and the answers to every row of every evaluation set."""
+
+    results: dict[str, float]
+    texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class Suite:
+    """Everything needed to measure a model of one run.
+
+    ``base`` is the measurement of the original model; set it once, before training, with ``measure_base``.
+    """
+
+    data: EntityData
+    generic: Sequence[TokenRow]
+    reader: Reader
+    meter: LatentMeter
+    selection: Selection
+    reference: ReferenceStore
+    config: EvaluationConfig
+    layer: int
+    seed: int
+    base: Measurement | None = None
+
+    def measure(self, lm: PreTrainedModel, announce: Callable[[str], None] = lambda stage: None) -> Measurement:
+        """Every metric of the model as it stands, under the keys of the results.
+
+        Args:
+            lm: the model.
+            announce: called with the name of each stage before it starts.
+        """
+        was_training = lm.training
+        lm.eval()
+        try:
+            return self._measure(lm, announce)
+        finally:
+            lm.train(was_training)
+
+    def _measure(self, lm: PreTrainedModel, announce: Callable[[str], None]) -> Measurement:
+        results: dict[str, float] = {}
+        texts: dict[str, Sequence[str]] = {}
+        for name, rows in self.data.evaluation.items():
+            announce(f"answers: {name}")
+            records = measure_answers(lm, rows, self.reader)
+            results |= records.summary(name, self.config.bootstrap, self.seed)
+            texts[name] = records.texts
+        announce("recognition")
+        results |= self.meter.full(lm)
+        announce("generic text")
+        results |= self.collapse(lm) | free_text(lm, self.generic, self.reader)
+        results["collapse/entropy"] = answer_entropy(texts["retain"])
+        return Measurement(results, texts)
+
+    def collapse(self, lm: PreTrainedModel) -> dict[str, float]:
+        """The part of the collapse metrics that is cheap enough to follow during training."""
+        return generic_text(lm, self.generic, self.reader, self.reference, self.layer)
+
+    def measure_base(
+        self, lm: PreTrainedModel, path: Path | None = None, announce: Callable[[str], None] = lambda stage: None
+    ) -> Measurement:
+        """Measure the original model, or read what an earlier run with the same model and data measured.
+
+        Args:
+            lm: the model before any training.
+            path: JSON file in the cache, named by a fingerprint of everything that changes the result.
+            announce: called with the name of each stage before it starts.
+
+        Raises:
+            CacheError: the file is damaged.
+        """
+        if path is not None and path.exists():
+            try:
+                kept = json.loads(path.read_text(encoding="utf-8"))
+                self.base = Measurement(kept["results"], kept["texts"])
+            except (ValueError, KeyError) as error:
+                raise CacheError(f"{path} is damaged ({error}); delete it and run again.") from error
+            return self.base
+        measured = self.measure(lm, announce)
+        announce("calibration")
+        measured.results.update(self.meter.frozen(lm, self.selection))
+        self.base = measured
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_text(json.dumps({"results": measured.results, "texts": measured.texts}), encoding="utf-8")
+            temporary.replace(path)
+        return self.base
+
+    def final(self, measured: Measurement) -> Results:
+        """Results of a run: the measurement, what only the base knows, and the verdict on collapse."""
+        if self.base is None:
+            raise ValueError("measure_base has to run before final")
+        base = self.base.results
+        judged = verdict(measured.results, base, self.config)
+        calibration: Results = {key: value for key, value in base.items() if key not in measured.results}
+        return {
+            **calibration,
+            **measured.results,
+            "generic/perplexity_base": base["generic/perplexity"],
+            "retain/accuracy_base": base["retain/accuracy"],
+            "collapse/flag": float(judged.flag),
+            "collapse/reason": judged.reason,
+        }

@@ -1,0 +1,107 @@
+"""Banks: the frozen model's activations of known and unknown entities at the hooked block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from unlearn.errors import CacheError, DataError
+from unlearn.functional.tokens import gather_positions
+from unlearn.models.capture import capture
+from unlearn.types import NO_ENTITY, TokenBatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+POSITIONS: tuple[str, ...] = ("entity_end", "answer_start")
+"""Where a bank reads: at the last entity token, and at the last prompt token (the one that predicts the answer)."""
+
+
+@dataclass(frozen=True)
+class Banks:
+    """Activations of the frozen model, fp32, by position: ``known[p]`` [N, D] and ``unknown[p]`` [M, D]."""
+
+    layer: int
+    known: Mapping[str, Tensor]
+    unknown: Mapping[str, Tensor]
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file, through a temporary name."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {
+            f"{side}.{p}": t.contiguous() for side, bank in (("known", self.known), ("unknown", self.unknown)) for p, t in bank.items()
+        }
+        temporary = path.with_name(path.name + ".tmp")
+        save_file(tensors, temporary, metadata={"layer": str(self.layer)})
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path, layer: int) -> Banks:
+        """Read what ``save`` wrote.
+
+        Raises:
+            CacheError: the file is damaged.
+        """
+        try:
+            tensors = load_file(path)
+        except (SafetensorError, OSError) as error:
+            raise CacheError(f"{path} is damaged ({error}); delete it and run again.") from error
+        sides = {side: {p: tensors[f"{side}.{p}"] for p in POSITIONS if f"{side}.{p}" in tensors} for side in ("known", "unknown")}
+        return cls(layer, sides["known"], sides["unknown"])
+
+
+def position_index(batch: TokenBatch, position: str) -> Tensor:
+    """Index of ``position`` in every row, shape [B]; ``NO_ENTITY`` where a row names no entity."""
+    return batch.entity_end_B if position == "entity_end" else batch.answer_start_B - 1
+
+
+def activations_at(lm: PreTrainedModel, batch: TokenBatch, layer: int, position: str) -> Tensor:
+    """Output of block ``layer`` at ``position`` for the rows that have it, shape [N, D], N <= B; upper blocks do not run."""
+    index_B = position_index(batch, position)
+    keep = index_B > NO_ENTITY
+    return gather_positions(capture(lm, batch, layer), index_B.clamp(min=0))[keep]
+
+
+@torch.no_grad()
+def collect(lm: PreTrainedModel, batches: Iterable[TokenBatch], layer: int, position: str) -> Tensor:
+    """Activations of many batches on the CPU, fp32, shape [N, D], in the order of the rows.
+
+    Raises:
+        DataError: no row has the position.
+    """
+    parts = [activations_at(lm, batch, layer, position).float().cpu() for batch in batches]
+    if not parts or sum(map(len, parts)) == 0:
+        raise DataError(f"The anchors must hold rows that name an entity; found none to read at '{position}'.")
+    return torch.cat(parts)
+
+
+def build_banks(
+    lm: PreTrainedModel, known: Iterable[TokenBatch], unknown: Iterable[TokenBatch], layer: int, path: Path | None = None
+) -> Banks:
+    """Banks of the frozen model over the known and unknown anchors, read from ``path`` when they are there.
+
+    Args:
+        lm: the model before any training.
+        known: batches of known-anchor rows.
+        unknown: batches of unknown-anchor rows.
+        layer: hooked block (0-based; its output is read).
+        path: cache file, named by a fingerprint of everything that changes the result.
+    """
+    if path is not None and path.exists():
+        return Banks.load(path, layer)
+    known, unknown = list(known), list(unknown)
+    banks = Banks(
+        layer,
+        {p: collect(lm, known, layer, p) for p in POSITIONS},
+        {p: collect(lm, unknown, layer, p) for p in POSITIONS},
+    )
+    if path is not None:
+        banks.save(path)
+    return banks

@@ -1,0 +1,220 @@
+"""The folder of one run: what is in it, and the only code that writes there."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from unlearn.errors import RunError, did_you_mean
+from unlearn.tracking.files import append_lines, dump_json, read_json, write_atomic
+
+STATES: tuple[str, ...] = ("running", "finished", "failed", "killed", "stopped")
+"""``stopped``: ended early on purpose (a collapsed model, for example); ``killed``: interrupted from outside."""
+
+CONFIG, MANIFEST, METRICS, SAMPLES, RESULTS, STATUS, ACTIVATIONS = (
+    "config.yaml",
+    "manifest.json",
+    "metrics.jsonl",
+    "samples.jsonl",
+    "results.json",
+    "status",
+    "activations.npz",
+)
+
+
+def is_run(path: Path) -> bool:
+    """Whether ``path`` is the folder of a run: it holds a status, or a configuration with a manifest or results."""
+    if read_json(path / STATUS).get("state") in STATES:
+        return True
+    return (path / CONFIG).is_file() and any((path / name).is_file() for name in (MANIFEST, RESULTS))
+
+
+def run_path(out: str | Path, name: str) -> Path:
+    """``<out>/<name>``.
+
+    Raises:
+        RunError: ``name`` is empty, or leads to ``out`` itself or out of it.
+    """
+    root = Path(out).resolve()
+    path = (root / name).resolve()
+    if not name.strip() or path == root or not path.is_relative_to(root):
+        raise RunError(f"name must be a folder inside out ({str(out)!r}), such as 'npo' or 'study/npo'; found {name!r}.")
+    return Path(out) / path.relative_to(root)
+
+
+class RunDirectory:
+    """``runs/<name>/`` with config.yaml, manifest.json, metrics.jsonl, samples.jsonl, results.json, status, checkpoints/ and plots/.
+
+    Whole files are swapped in atomically; the two JSON-lines files grow by appended lines.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, out: str | Path, name: str, exist: str = "error") -> RunDirectory:
+        """Make ``<out>/<name>`` with status ``running``.
+
+        ``exist`` says what happens to a run already there: ``error``, or ``replace`` (it is deleted first). An empty folder is
+        taken as it is; a folder that is no run is never deleted.
+
+        Raises:
+            RunError: the folder exists, ``name`` leaves ``out``, or the new run would lie inside another one.
+        """
+        if exist not in ("error", "replace"):
+            raise RunError(f"exist must be one of error, replace; found {exist!r}.{did_you_mean(exist, ('error', 'replace'))}")
+        path = run_path(out, name)
+        for parent in path.parents[: len(path.relative_to(out).parts) - 1]:
+            if is_run(parent):
+                raise RunError(f"{path} must not lie inside another run; found the run {parent}. Take another name.")
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            cls._make_room(path, exist)
+        run = cls(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            run.checkpoints.mkdir()
+            run.plots.mkdir()
+        except FileExistsError:
+            raise RunError(f"{path} must be a new folder; found that another process has just made it. Take another name.") from None
+        except OSError as error:
+            raise RunError(f"{path} must be a folder that can be made; found: {error.strerror or error}.") from None
+        run.set_status("running")
+        return run
+
+    @staticmethod
+    def _make_room(path: Path, exist: str) -> None:
+        if not is_run(path):
+            raise RunError(f"{path} must be a new folder; found one that holds something else than a run. Take another name.")
+        if exist == "error":
+            advice = f"Go on with it by --resume {path}, replace it by --force, or take another name."
+            raise RunError(f"{path} must be a new folder; found a run. {advice}")
+        shutil.rmtree(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDirectory:
+        """The run in an existing folder.
+
+        Raises:
+            RunError: there is no such folder, or it is no run.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise RunError(f"{folder} must be the folder of a run; found no such folder.")
+        if not is_run(folder):
+            raise RunError(f"{folder} must be the folder of a run; found neither a {STATUS} nor a {CONFIG} with a {MANIFEST} or {RESULTS}.")
+        return cls(folder)
+
+    @property
+    def config_path(self) -> Path:
+        """``config.yaml``."""
+        return self.path / CONFIG
+
+    @property
+    def manifest_path(self) -> Path:
+        """``manifest.json``."""
+        return self.path / MANIFEST
+
+    @property
+    def metrics_path(self) -> Path:
+        """``metrics.jsonl``: rows {step, stage, key, value}."""
+        return self.path / METRICS
+
+    @property
+    def samples_path(self) -> Path:
+        """``samples.jsonl``: rows {set, prompt, reference, before, after}."""
+        return self.path / SAMPLES
+
+    @property
+    def results_path(self) -> Path:
+        """``results.json``: flat, ``scope/name: number or text``."""
+        return self.path / RESULTS
+
+    @property
+    def status_path(self) -> Path:
+        """``status``: JSON {state, reason, updated}."""
+        return self.path / STATUS
+
+    @property
+    def activations_path(self) -> Path:
+        """``activations.npz``: known_ND, unknown_MD, target_before_KD, target_after_KD (float32)."""
+        return self.path / ACTIVATIONS
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def plots(self) -> Path:
+        """Folder of figures."""
+        return self.path / "plots"
+
+    def artifacts(self) -> list[Path]:
+        """The small files worth keeping in a tracking store, those that exist: everything but checkpoints and activations."""
+        names = (CONFIG, MANIFEST, METRICS, SAMPLES, RESULTS, STATUS)
+        plots = sorted(p for p in self.plots.glob("*") if p.is_file()) if self.plots.is_dir() else []
+        return [self.path / n for n in names if (self.path / n).is_file()] + plots
+
+    def write_config(self, text: str) -> Path:
+        """Write config.yaml."""
+        return write_atomic(self.config_path, text)
+
+    def write_results(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Merge ``results`` into results.json and return all of it; later values win.
+
+        Raises:
+            RunError: a value is neither a number nor a text.
+        """
+        merged = {**read_json(self.results_path), **{key: scalar(key, value) for key, value in results.items()}}
+        write_atomic(self.results_path, dump_json(dict(sorted(merged.items()))) + "\n")
+        return merged
+
+    def append_metrics(self, step: int, stage: str, metrics: Mapping[str, Any]) -> None:
+        """Append one row {step, stage, key, value} for each metric."""
+        append_lines(self.metrics_path, ({"step": int(step), "stage": stage, "key": k, "value": scalar(k, v)} for k, v in metrics.items()))
+
+    def append_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Append rows {set, prompt, reference, before, after}."""
+        append_lines(self.samples_path, rows)
+
+    def write_activations(self, **arrays: Any) -> Path:
+        """Write activations.npz, compressed, as float32 (``known_ND``, ``unknown_MD``, ``target_before_KD``, ``target_after_KD``)."""
+        import numpy as np
+
+        buffer = io.BytesIO()
+        floats: dict[str, Any] = {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
+        np.savez_compressed(buffer, **floats)
+        return write_atomic(self.activations_path, buffer.getvalue())
+
+    def set_status(self, state: str, reason: str = "") -> None:
+        """Write the status.
+
+        Raises:
+            RunError: ``state`` is not one of ``STATES``.
+        """
+        if state not in STATES:
+            raise RunError(f"status must be one of {', '.join(STATES)}; found {state!r}.{did_you_mean(state, STATES)}")
+        updated = datetime.now(UTC).isoformat(timespec="seconds")
+        write_atomic(self.status_path, dump_json({"state": state, "reason": reason, "updated": updated}) + "\n")
+
+
+def scalar(key: str, value: Any) -> int | float | str | None:
+    """``value`` as a number or a text; truth values become 0 and 1, one-element arrays and tensors their element.
+
+    Raises:
+        RunError: it is something else.
+    """
+    if hasattr(value, "item") and not isinstance(value, str):
+        try:
+            value = value.item()
+        except (ValueError, RuntimeError):
+            raise RunError(f"{key} must be a number or a text; found {type(value).__name__} of shape {tuple(value.shape)}.") from None
+    if isinstance(value, bool):
+        return int(value)
+    if value is None or isinstance(value, int | float | str):
+        return value
+    raise RunError(f"{key} must be a number or a text; found {type(value).__name__}.")
