@@ -161,14 +161,14 @@ def tiny_sae(
 ) -> Any:
     """A random sae_lens SAE that reads the output of block ``layer``, saved as a SAELens directory when ``path`` is given.
 
-    ``architecture``: topk, jumprelu, standard or gated. ``options`` go to the config (``k``, ``apply_b_dec_to_input``,
+    ``architecture``: topk, abstopk, jumprelu, standard or gated. ``options`` go to the config (``k``, ``apply_b_dec_to_input``,
     ``normalize_activations``, ...); ``metadata`` replaces the default ``{"hook_name": "blocks.<layer>.hook_resid_post"}``.
     """
     from sae_lens.registry import get_sae_class
     from sae_lens.saes.sae import SAEMetadata
 
     sae_class, config_class = get_sae_class(architecture)
-    if architecture == "topk":
+    if architecture in ("topk", "abstopk"):
         options.setdefault("k", 8)
     hook = {"hook_name": f"blocks.{layer}.hook_resid_post"} if metadata is None else metadata
     sae = _seeded(lambda: sae_class(config_class(d_in=d_in, d_sae=d_sae, metadata=SAEMetadata(**hook), **options)), seed)

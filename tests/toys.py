@@ -9,9 +9,13 @@ from typing import Any
 import torch
 
 from tests.tiny import tiny_llama, tiny_sae, tiny_tokenizer
-from unlearn.config.schema import BatchConfig, LatentsConfig, SourceConfig
+from unlearn.config.schema import BatchConfig, EvaluationConfig, LatentsConfig, SourceConfig
 from unlearn.data.module import UnlearningDataModule
-from unlearn.data.tokenize import TokenRow, batches
+from unlearn.data.swap import matched_rows
+from unlearn.data.tokenize import TokenRow, batches, tokenize_rows
+from unlearn.evaluation.answers import Reader
+from unlearn.evaluation.latent import GROUPS, LatentMeter, LatentRows
+from unlearn.evaluation.suite import Suite
 from unlearn.latents.banks import Banks, build_banks
 from unlearn.latents.selection import Selection, select_latents
 from unlearn.methods.base import Method, MethodContext
@@ -93,6 +97,34 @@ class Toy:
         }
         return MethodContext(**{**given, **changes})
 
+    def reader(self, batch_size: int = 8) -> Reader:
+        return Reader(
+            tokenizer=self.tokenizer,
+            prompt_format=PromptFormat(),
+            refusals=self.data.refusals,
+            max_length=128,
+            batch_size=batch_size,
+            max_new_tokens=4,
+        )
+
+    def meter(self, config: EvaluationConfig) -> LatentMeter:
+        groups = {g: LatentRows.of(self.datamodule.latent[g], [row.entity for row in self.data.latent[g]]) for g in GROUPS}
+        return LatentMeter(groups, self.banks, self.selection, self.sae, config, self.datamodule.pad_id, seed=0)
+
+    def suite(self, **evaluation: Any) -> Suite:
+        config = EvaluationConfig(**{"bootstrap": 0, "permutations": 9, "null_draws": 0, **evaluation})
+        return Suite(
+            data=self.data,
+            generic=self.datamodule.generic,
+            reader=self.reader(),
+            meter=self.meter(config),
+            selection=self.selection,
+            reference=self.reference,
+            config=config,
+            layer=LAYER,
+            seed=0,
+        )
+
     def method(self, name: str, **config: Any) -> Method:
         cls = find("method", name).load()
         return cls(cls.Config(name=name, **config), self.context())
@@ -113,7 +145,9 @@ def toy(folder: Path, seed: int = 0) -> Toy:
     module = UnlearningDataModule(data, tokenizer, PromptFormat(), config, steps=5, seed=seed)
     sae = FrozenSAE(tiny_sae(32, 64, "topk", LAYER))
     streams = {s: batched(module, module.streams[s]) for s in STREAMS}
-    banks = build_banks(lm, streams["known"], streams["unknown"], LAYER)
+    strangers = PEOPLE["unknown"]
+    matched = tokenize_rows(matched_rows(data.streams["forget"], strangers, 2, seed), tokenizer, PromptFormat(), 128)
+    banks = build_banks(lm, streams["known"], streams["unknown"], batched(module, matched), LAYER)
     selection = select_latents(sae, banks, LatentsConfig(top_k=8))
     unique = {r.row_id: r for s in STREAMS for r in module.streams[s]}
     everything = batched(module, [*module.generic, *unique.values()])

@@ -79,6 +79,7 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
     from unlearn.callbacks.latent import LatentDistance
     from unlearn.data.checks import check_streams
     from unlearn.data.module import UnlearningDataModule
+    from unlearn.data.swap import matched_rows
     from unlearn.data.tokenize import batches
     from unlearn.evaluation.answers import Reader
     from unlearn.evaluation.latent import GROUPS, LatentMeter, LatentRows
@@ -150,7 +151,10 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
             report = measure_hook_point(lm, sae, sample, layer)
     with stage("activation banks"):
         known, unknown = (on_device(_spread(datamodule.streams[s], config.latents.bank_rows)) for s in ("known", "unknown"))
-        banks = build_banks(lm, known, unknown, layer, cache / "banks" / f"{frozen}.safetensors")
+        strangers = [row.mentions[0] for row in data.streams["unknown"] if row.mentions]
+        matched = on_device(reader.tokens(matched_rows(data.streams["forget"], strangers, config.latents.matched, config.seed)))
+        path = cache / "banks" / f"{_key(frozen, config.seed)}.safetensors"
+        banks = build_banks(lm, known, unknown, matched, layer, path)
         selection = select_latents(sae, banks, config.latents, config.seed)
 
     method_class = find("method", config.method.name, "method.name").load()

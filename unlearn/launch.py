@@ -61,6 +61,7 @@ def make_trainer(
 ) -> Any:
     """A Lightning Trainer with a budget in optimiser steps."""
     from lightning.pytorch import Trainer
+    from lightning.pytorch.callbacks import Checkpoint
 
     return Trainer(
         accelerator=settings["accelerator"],
@@ -74,6 +75,7 @@ def make_trainer(
         gradient_clip_val=optim.clip or None,
         callbacks=callbacks,
         logger=loggers,
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         enable_progress_bar=config.progress_bar,
         enable_model_summary=False,
         log_every_n_steps=1,

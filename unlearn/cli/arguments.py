@@ -43,7 +43,7 @@ def load(words: Sequence[str], only: Sequence[str] = ()) -> list[RunConfig]:
     """
     files, overrides = split(words)
     if not words:
-        raise ConfigError("expected a configuration file, such as unlearn run configs/demo.yaml; found none.")
+        raise ConfigError("expected a configuration file, such as unlearn run configs/quickstart.yaml; found none.")
     runs = load_study(list(files) or Layer({}), overrides)
     names = {run.name: run.name.rsplit("/", 1)[-1] for run in runs}
     unused = [p for p in only if not any(fnmatchcase(name, p) or fnmatchcase(short, p) for name, short in names.items())]

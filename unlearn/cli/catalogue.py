@@ -20,7 +20,9 @@ def show(kind: str | None = None) -> None:
     if kind is not None and kind.removesuffix("s") not in KINDS:
         raise ConfigError(f"list must name one of {', '.join(plurals)}; found {kind!r}.{did_you_mean(kind, plurals)}")
     out = console()
-    for k in KINDS if kind is None else [kind.removesuffix("s")]:
+    for number, k in enumerate(KINDS if kind is None else [kind.removesuffix("s")]):
+        if number:
+            out.print()
         out.print(Text.assemble((f"{k}s", "bold"), (f"  {len(entries(k))}", "dim")))
         out.print(_table(list(entries(k).values())))
 

@@ -31,11 +31,11 @@ def is_rank_zero() -> bool:
 
 def complain(error: UnlearnError) -> None:
     """Each problem of ``error`` on a line of standard error."""
-    lines = error.problems if isinstance(error, ConfigError) else (str(error),)
-    for line in lines:
-        console(stderr=True).print(Text.assemble(("error: ", "bold red"), line), soft_wrap=True)
+    for line in error.problems if isinstance(error, ConfigError) else str(error).splitlines():
+        note(Text.assemble(("error: ", "bold red"), line))
 
 
-def note(text: str) -> None:
-    """One line of standard error that is no error."""
-    console(stderr=True).print(Text(text, style="dim"), soft_wrap=True)
+def note(text: str | Text) -> None:
+    """One line of standard error, wrapped on a terminal only."""
+    err = console(stderr=True)
+    err.print(Text(text, style="dim") if isinstance(text, str) else text, soft_wrap=not err.is_terminal)

@@ -68,5 +68,7 @@ def _line(finding: Finding) -> Group:
     width = max(console().width - head.cell_len, 30)
     rows = list(Text(finding.text).wrap(console(), width))
     rows += [row for row in Text(finding.remedy, style="dim").wrap(console(), width) if finding.remedy]
+    for row in rows:
+        row.rstrip()
     indent = " " * head.cell_len
     return Group(*(Text.assemble(head if i == 0 else indent, row) for i, row in enumerate(rows)))

@@ -126,13 +126,14 @@ def _lm(run: RunConfig) -> Any:
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    from unlearn.models.lm import one_line
+    from unlearn.models.lm import locate, one_line
 
     c = run.model
-    place = str(Path(str(c.path)).expanduser())
+    place = locate(str(c.path), "model.path")
+    tokenizer = place if c.tokenizer is None else locate(c.tokenizer, "model.tokenizer")
     try:
         config = AutoConfig.from_pretrained(place, revision=c.revision or "main", trust_remote_code=c.trust_remote_code)
-        AutoTokenizer.from_pretrained(c.tokenizer or place, trust_remote_code=c.trust_remote_code)
+        AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=c.trust_remote_code)
     except Exception as error:  # hub, network and file errors have no common base
         raise ModelError(f"model.path {place} (or its tokenizer) could not be loaded: {one_line(error)}") from error
     return config.get_text_config()

@@ -6,12 +6,9 @@ import importlib.metadata as metadata
 import os
 import platform
 import shutil
-import socket
 import sqlite3
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
@@ -143,7 +140,8 @@ def tracking(runs: list[RunConfig]) -> Iterator[Finding]:
     if not any(config.enabled for config in configs):
         yield Finding("ok", "tracking", "off (tracking.enabled: false)")
         return
-    from unlearn.tracking.mlflow import DEFAULT_URI, public_uri
+    from unlearn.tracking.mlflow import DEFAULT_URI
+    from unlearn.tracking.store import public_uri
 
     for uri in dict.fromkeys(c.uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI for c in configs if c.enabled):
         problem = _unreachable(uri)
@@ -155,34 +153,19 @@ def tracking(runs: list[RunConfig]) -> Iterator[Finding]:
 
 
 def _unreachable(uri: str) -> str:
-    """Why the store at ``uri`` cannot be used, or an empty string; makes nothing."""
-    parts = urlsplit(uri)
-    scheme = parts.scheme.partition("+")[0]
+    """Why the store at ``uri`` cannot be used, or an empty string; makes nothing there."""
+    from unlearn.tracking.store import knock, public_uri, sqlite_file
+
+    scheme = urlsplit(uri).scheme
+    file = sqlite_file(uri) or (Path(urlsplit(uri).path) if scheme in ("", "file") else None)
     try:
         if scheme in ("http", "https"):
-            with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=TIMEOUT_S) as answer:
+            with urllib.request.urlopen(f"{public_uri(uri).rstrip('/')}/health", timeout=TIMEOUT_S) as answer:
                 return "" if answer.status == 200 else f"answers with status {answer.status}"
-        if scheme == "sqlite":
-            return _unusable_sqlite(Path(uri.partition(":///")[2]))
-        if scheme in ("postgresql", "mysql", "mssql") and parts.hostname:
-            port = parts.port or {"postgresql": 5432, "mysql": 3306, "mssql": 1433}[scheme]
-            socket.create_connection((parts.hostname, port), timeout=TIMEOUT_S).close()
-            return ""
-        if scheme in ("", "file"):
-            folder = _existing(Path(parts.path))
-            return "" if os.access(folder, os.W_OK) else f"{folder} cannot be written"
-    except (OSError, urllib.error.URLError, ValueError) as error:
+        if file is not None and not os.access(place := _existing(file), os.W_OK):
+            return f"{place} cannot be written"
+        if file is None or file.is_file():
+            knock(uri, TIMEOUT_S)
+    except (OSError, ValueError, sqlite3.Error) as error:
         return f"no answer ({getattr(error, 'reason', None) or error})"
-    return f"{scheme}: stores are not looked at here"
-
-
-def _unusable_sqlite(path: Path) -> str:
-    if not path.exists():
-        folder = _existing(path.parent)
-        return "" if os.access(folder, os.W_OK) else f"{folder} cannot be written"
-    try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=TIMEOUT_S)) as connection:
-            connection.execute("select count(*) from sqlite_master")
-    except sqlite3.Error as error:
-        return f"{path} is no usable database ({error})"
-    return "" if os.access(path, os.W_OK) else f"{path} cannot be written"
+    return ""

@@ -56,14 +56,14 @@ def resume(path: Path, words: Sequence[str], force: bool) -> None:
     """
     if words or force:
         raise ConfigError(f"--resume takes the configuration of the run it goes on with; found {' '.join(words) or '--force'} beside it.")
-    from unlearn import run
+    from unlearn.run import resume as go_on
 
-    _conclude([_uninterrupted(lambda: run.resume(path), path)])
+    _conclude([_uninterrupted(lambda: go_on(path), path)])
 
 
 def preview(words: Sequence[str], only: Sequence[str]) -> None:
     """Say what ``start`` would run, and what is already in each place."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("folder", "method", "source", "steps", "seed", "fingerprint", "there now"):
         table.add_column(column, justify="right" if column in ("steps", "seed") else "left", overflow="fold")
     for config in load(words, only):
@@ -118,5 +118,5 @@ def _uninterrupted(work: Callable[[], Path], path: Path) -> Path:
             if kept
             else "interrupted: nothing is kept"
         )
-        console(stderr=True).print(Text(text, style="yellow"), soft_wrap=True)
+        note(Text(text, style="yellow"))
     raise typer.Exit(130)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, Literal
@@ -143,13 +144,11 @@ class Reading:
             self.problems.append(self.said[key].problem(key, f"must be {expectation(hint)}; found {found}.{close}"))
 
     def _suggest(self, name: str, path: str, siblings: list[str], layer: Layer) -> str:
-        """The closest sibling, else a key of that name elsewhere, else the closest of all keys, else the keys there are."""
+        """The closest sibling, else a key of exactly that name elsewhere, else the keys there are."""
         if "." in name:
             return " Keys of sections are nested, one level to a line."
-        every = list(self._keys(self.root, ""))
         near = [f"{path}{close}" for close in get_close_matches(name, siblings, n=1)]
-        near += [key for key in every if key.rsplit(".", 1)[-1] == name]
-        near += get_close_matches(f"{path}{name}", every, n=1)
+        near += [key for key in self._keys(self.root, "") if key.rsplit(".", 1)[-1] == name]
         return f" Did you mean '{layer.prefix}{near[0]}'?" if near else f" Known keys here: {', '.join(siblings)}."
 
     def _keys(self, cls: type, path: str) -> Iterator[str]:
@@ -182,7 +181,7 @@ class Reading:
             key = f"{path}{info.name}"
             default = getattr(base, info.name) if base is not None else info.default
             if info.section is None:
-                yield info, key, None, self.values.get(key, default)
+                yield info, key, None, self.values.get(key, copy(default))
                 continue
             section = self._type(key, info)
             wanted = default is not None or any(k.startswith(f"{key}.") for k in self.said)

@@ -12,13 +12,13 @@ from unlearn.config.plugins import plugin_schemas
 from unlearn.config.schema import RunConfig
 from unlearn.errors import ConfigError, did_you_mean
 
-Source = str | Path | Mapping[str, Any] | Layer
+Origin = str | Path | Mapping[str, Any] | Layer
 """A YAML file, or settings as a mapping."""
 
 STUDY_KEYS = ("study", "common", "runs")
 
 
-def load_config(source: Source | Sequence[Source], overrides: Sequence[str] = (), schemas: Schemas | None = None) -> RunConfig:
+def load_config(source: Origin | Sequence[Origin], overrides: Sequence[str] = (), schemas: Schemas | None = None) -> RunConfig:
     """One run from one or more files (a later one wins) and overrides (they win over files).
 
     Args:
@@ -36,7 +36,7 @@ def load_config(source: Source | Sequence[Source], overrides: Sequence[str] = ()
     return _build_all([[*layers, *said]], schemas, problems)[0]
 
 
-def load_study(source: Source | Sequence[Source], overrides: Sequence[str] = (), schemas: Schemas | None = None) -> list[RunConfig]:
+def load_study(source: Origin | Sequence[Origin], overrides: Sequence[str] = (), schemas: Schemas | None = None) -> list[RunConfig]:
     """All runs of a study file, named ``<study>/<run>``; a plain run file is a study of one.
 
     A study file has the keys ``study`` (its name), ``common`` (settings of every run) and ``runs`` (a mapping of run names to what is
@@ -63,7 +63,7 @@ def load_study(source: Source | Sequence[Source], overrides: Sequence[str] = (),
     return _build_all([[*before, *own, *after, *kept, Layer({"name": run})] for run, own in runs], schemas, problems)
 
 
-def _read(source: Source | Sequence[Source], overrides: Sequence[str]) -> tuple[list[Layer], list[Layer], list[str]]:
+def _read(source: Origin | Sequence[Origin], overrides: Sequence[str]) -> tuple[list[Layer], list[Layer], list[str]]:
     """(layers of files, layers of overrides, problems); a file that cannot be read ends it, with every other such problem."""
     sources = [source] if isinstance(source, (str, Path, Mapping, Layer)) else list(source)
     problems: list[str] = []

@@ -108,6 +108,8 @@ class LatentsConfig:
     """latents taken from each side (known and unknown), >= 1"""
     threshold: float = 1e-6
     """a latent above this counts as firing, >= 0"""
+    matched: int = 1
+    """unknown names put in the place of each target's in its own rows: the sample that objective distribution matches, >= 1"""
     bank_rows: int = 2048
     """most rows of each anchor stream that enter a bank, >= 2"""
 
@@ -115,4 +117,5 @@ class LatentsConfig:
         one_of(self.select, ("all", "separation", "random"), "latents.select")
         check(self.top_k >= 1, "latents.top_k", ">= 1", self.top_k)
         check(self.threshold >= 0, "latents.threshold", ">= 0", self.threshold)
+        check(self.matched >= 1, "latents.matched", ">= 1", self.matched)
         check(self.bank_rows >= 2, "latents.bank_rows", ">= 2", self.bank_rows)

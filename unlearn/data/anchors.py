@@ -6,6 +6,7 @@ compared between names, not between wordings (Ferrando et al., 2411.14257, secti
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections.abc import Sequence
@@ -61,18 +62,28 @@ def wording(row: Row, name: str) -> Wording | None:
     return None if text is None else Wording(text, row.template or str(row.row_id))
 
 
+def _parts_for(count: int) -> int:
+    """Real names whose parts make ``count`` new ones with room to spare: k names make about k (k - 1)."""
+    return math.ceil(0.5 + math.sqrt(0.25 + 1.5 * count)) if count else 0
+
+
 def invent_two(
     real: Sequence[str], train: int, heldout: int, rng: np.random.Generator, taken: Sequence[str] = ()
 ) -> tuple[list[str], list[str]]:
     """Invented names to train on and names held out, made from two disjoint shares of the real names.
 
+    Where there are too few real names to divide, both are made from all of them.
+
     Raises:
         DataError: there are too few real names to make so many.
     """
     order = [real[i] for i in rng.permutation(len(real))]
-    share = round(len(order) * heldout / max(train + heldout, 1))
-    share = min(max(share, 2 if heldout else 0), max(len(order) - 2, 0))
     everyone = (*real, *taken)
+    if len(order) < _parts_for(train) + _parts_for(heldout):
+        names = invent_names(order, train + heldout, rng, everyone)
+        return names[:train], names[train:]
+    share = max(round(len(order) * heldout / (train + heldout)), _parts_for(heldout))
+    share = min(share, len(order) - _parts_for(train))
     names = invent_names(order[share:], train, rng, everyone)
     return names, invent_names(order[:share], heldout, rng, (*everyone, *names))
 

@@ -12,6 +12,7 @@ from unlearn.types import STREAMS, EntityData, Row
 
 _LISTED = 5
 _KEPT = ("retain", "retain_unseen", "unknown")
+_LATENT = ("forget", "known", "unknown")
 _HELD_OUT = (("evaluation", "retain_unseen"), ("evaluation", "unknown"), ("latent", "known"), ("latent", "unknown"))
 
 
@@ -32,6 +33,9 @@ def _empty(data: EntityData) -> Iterator[str]:
     for name in STREAMS:
         if not data.streams.get(name):
             yield f"Stream {name} must hold rows; found none."
+    for name in _LATENT:
+        if not data.latent.get(name):
+            yield f"Latent set {name} must hold rows that name their entity; found none."
     for name in sorted(set(data.streams) - set(STREAMS)):
         yield f"Streams must be {', '.join(STREAMS)}; found {name!r} too."
 
@@ -86,7 +90,7 @@ def check_streams(data: EntityData) -> None:
 
     Forget entities must neither own a row nor be named in a prompt of the other streams, of the evaluation sets ``retain``,
     ``retain_unseen`` and ``unknown``, or of the latent sets ``known`` and ``unknown``. Entities that are measured as unseen must be in no
-    stream. Every stream holds rows, and a row id stands for one row.
+    stream. Every stream and latent set holds rows, and a row id stands for one row.
 
     Raises:
         DataError: one sentence for each problem, each with the first five names.

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +22,7 @@ PARTICLES = frozenset(
 
 _WORD = re.compile(r"[(\"“]?[^\W\d_][\w.]*(?:[-'’](?=[^\W\d_])[\w.]+)*[)\"”]?")
 _NICKNAME = re.compile(r"[(\"“](.+?)[)\"”]")
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
+_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 """Scripts written without spaces between words, where a neighbouring letter says nothing about a word boundary."""
 
 _LONGEST_NAME = 6
@@ -40,12 +39,10 @@ class Mention(NamedTuple):
     in_answer: bool
 
 
-@lru_cache(maxsize=65536)
-def _pattern(form: str) -> re.Pattern[str]:
-    edge = re.compile(rf"[^\W{_UNSPACED}]")
-    before = rf"(?<![^\W{_UNSPACED}])" if edge.match(form[0]) else ""
-    after = rf"(?![^\W{_UNSPACED}])" if edge.match(form[-1]) else ""
-    return re.compile(before + re.escape(form) + after)
+def _in_word(text: str, place: int) -> bool:
+    """Whether the characters before and at ``place`` belong to one word."""
+    pair = text[place - 1 : place + 1] if place > 0 else ""
+    return len(pair) == 2 and all(c.isalnum() or c == "_" for c in pair) and not _UNSPACED.search(pair)
 
 
 def occurrences(text: str, form: str) -> list[tuple[int, int]]:
@@ -54,7 +51,15 @@ def occurrences(text: str, form: str) -> list[tuple[int, int]]:
     >>> occurrences("Ann saw Annapolis; Ann's map", "Ann")
     [(0, 3), (19, 22)]
     """
-    return [match.span() for match in _pattern(form).finditer(text)] if form else []
+    spans: list[tuple[int, int]] = []
+    start = text.find(form) if form else -1
+    while start >= 0:
+        end = start + len(form)
+        whole = not _in_word(text, start) and not _in_word(text, end)
+        if whole:
+            spans.append((start, end))
+        start = text.find(form, end if whole else start + 1)
+    return spans
 
 
 def find_mention(prompt: str, answer: str, forms: Sequence[str]) -> Mention | None:
@@ -107,42 +112,44 @@ def _clean(words: list[str]) -> str:
     return " ".join([*words[:-1], last.rstrip(".")])
 
 
-def _name_like(words: Sequence[str]) -> bool:
-    """Capitalised at both ends, capitalised or a particle in between; a bracketed nickname only in between."""
-    if any(not word[0].isalpha() for word in (words[0], words[-1])) or words[-1][-1] in ')"”':
-        return False
-    capital = [word.lstrip('("“')[0].isupper() for word in words]
-    return capital[0] and capital[-1] and all(c or w.lower() in PARTICLES for c, w in zip(capital, words, strict=True))
-
-
 def _candidates(text: str) -> set[str]:
-    """Runs of 2 to 6 name-like words of ``text`` that only a space separates."""
+    """Runs of 2 to 6 words of ``text`` that only a space separates: capitalised ones, with particles or a bracketed nickname in between."""
     words = list(_WORD.finditer(text))
     found: set[str] = set()
-    for first in range(len(words)):
-        for last in range(first + 1, min(first + _LONGEST_NAME, len(words))):
-            if text[words[last - 1].end() : words[last].start()] != " ":
+    for first, start in enumerate(words):
+        run = [start.group()]
+        if not run[0][0].isupper():
+            continue
+        for before, word in zip(words[first:], words[first + 1 : first + _LONGEST_NAME], strict=False):
+            shown = word.group()
+            capital = shown.lstrip('("“')[0].isupper()
+            if text[before.end() : word.start()] != " " or not (capital or shown.lower() in PARTICLES):
                 break
-            run = [word.group() for word in words[first : last + 1]]
-            if _name_like(run):
+            run.append(shown)
+            if capital and shown[0].isupper() and shown[-1] not in ')"”':
                 found.add(_clean(run))
     return found
 
 
 def detect_name(texts: Sequence[str]) -> str | None:
-    """The person's name that ``texts`` are about: the longest of the capitalised word runs that occur in about the most texts.
+    """The person's name that ``texts`` are about: the run of capitalised words that the most texts hold, as long as it goes.
 
-    A run must occur in at least half of the texts, and in 80 % as many as the most frequent one. None if there is none.
+    A longer run that holds the most frequent one is taken if it occurs in at least 80 % as many texts. None if no run occurs in half of
+    the texts.
 
     >>> detect_name(["Who is Ada Byron?", "Ada Byron's mother was Annabella Milbanke.", "Did Ada Byron meet Charles Babbage?"])
     'Ada Byron'
     """
     counts = Counter(name for text in texts for name in _candidates(text))
-    most = max(counts.values(), default=0)
-    if most < max(2, _LEAST_SHARE * len(texts)):
+
+    def rank(name: str) -> tuple[int, int, str]:
+        return counts[name], len(name.split()), name
+
+    best = max(counts, key=rank, default=None)
+    if best is None or counts[best] < max(2, _LEAST_SHARE * len(texts)):
         return None
-    near = [name for name, count in counts.items() if count >= _NEAR_BEST * most]
-    return max(near, key=lambda name: (len(name.split()), counts[name], name))
+    longer = [name for name, count in counts.items() if count >= _NEAR_BEST * counts[best] and _contains(name, best)]
+    return max(longer, key=lambda name: (len(name.split()), rank(name)))
 
 
 def _contains(longer: str, shorter: str) -> bool:
@@ -181,7 +188,9 @@ def invent_names(real: Sequence[str], count: int, rng: np.random.Generator, take
             if not any(_contains(name, other) or _contains(other, name) for other in known):
                 new[name] = None
     if len(new) < count:
-        raise DataError(f"{count} unknown names were asked for, but the parts of {len(real)} real names make only {len(new)}.")
+        raise DataError(
+            f"{count} unknown names were asked for, but the parts of {len(real)} real names make only {len(new)}; ask for fewer."
+        )
     return list(new)
 
 
@@ -192,7 +201,9 @@ def swap_name(text: str, name: str, new: str) -> str | None:
     ('When was Alan Byron born?', None)
     """
     full, *others = surface_forms(name)
-    pieces = re.split(_pattern(full), text)
-    if len(pieces) < 2 or any(occurrences(piece, form) for piece in pieces for form in others):
+    spans = occurrences(text, full)
+    edges = [0, *(edge for span in spans for edge in span), len(text)]
+    pieces = [text[start:end] for start, end in zip(edges[::2], edges[1::2], strict=True)]
+    if not spans or any(occurrences(piece, form) for piece in pieces for form in others):
         return None
     return new.join(pieces)

@@ -49,7 +49,7 @@ def read_records(path: Path, problem: Callable[[Mapping[str, Any]], str]) -> lis
         record, fault = _parse(line)
         fault = fault or problem(record)
         if fault:
-            wrong.append(f"{path}:{number} {fault}.")
+            wrong.append(f"{path}:{number} {fault}" + ("" if fault.endswith("?") else "."))
         records.append(record)
     if wrong:
         more = [f"{len(wrong) - _LISTED} more lines of {path} are wrong."] if len(wrong) > _LISTED else []

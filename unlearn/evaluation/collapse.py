@@ -95,7 +95,7 @@ def verdict(results: Mapping[str, float], base: Mapping[str, float], config: Eva
     if not perplexity <= config.collapse_perplexity * before:
         reasons.append(f"generic perplexity {perplexity:.3g} is {perplexity / before:.1f} times the original {before:.3g}")
     accuracy, had = results["retain/accuracy"], base["retain/accuracy"]
-    if accuracy <= config.collapse_retain * had:
+    if had and accuracy <= config.collapse_retain * had:
         reasons.append(f"retain accuracy fell from {had:.2f} to {accuracy:.2f}")
     if results["collapse/repetition"] > base["collapse/repetition"] + 0.3:
         reasons.append(f"repetition rose from {base['collapse/repetition']:.2f} to {results['collapse/repetition']:.2f}")

@@ -23,14 +23,21 @@ if TYPE_CHECKING:
 POSITIONS: tuple[str, ...] = ("entity_end", "answer_start")
 """Where a bank reads: at the last entity token, and at the last prompt token (the one that predicts the answer)."""
 
+SIDES: tuple[str, ...] = ("known", "unknown", "matched")
+
 
 @dataclass(frozen=True)
 class Banks:
-    """Activations of the frozen model, fp32, by position: ``known[p]`` [N, D] and ``unknown[p]`` [M, D]."""
+    """Activations of the frozen model, fp32, by position: ``known[p]`` [N, D], ``unknown[p]`` [M, D], ``matched[p]`` [K, D].
+
+    ``matched`` are the targets' own rows with unknown names in the place of theirs; ``matched_ids`` [K] the row each was made from.
+    """
 
     layer: int
     known: Mapping[str, Tensor]
     unknown: Mapping[str, Tensor]
+    matched: Mapping[str, Tensor]
+    matched_ids: Tensor
 
     def save(self, path: Path) -> None:
         """Write a safetensors file, through a temporary name."""
@@ -51,10 +58,10 @@ class Banks:
         """
         try:
             tensors = load_file(path)
-        except (SafetensorError, OSError) as error:
+            sides = {side: {p: tensors[f"{side}.{p}"] for p in POSITIONS} for side in SIDES}
+        except (SafetensorError, OSError, KeyError) as error:
             raise CacheError(f"{path} is damaged ({error}); delete it and run again.") from error
-        sides = {side: {p: tensors[f"{side}.{p}"] for p in POSITIONS if f"{side}.{p}" in tensors} for side in ("known", "unknown")}
-        return cls(layer, sides["known"], sides["unknown"])
+        return cls(layer, **sides, matched_ids=tensors["matched_ids"])
 
 
 def position_index(batch: TokenBatch, position: str) -> Tensor:
@@ -83,25 +90,28 @@ def collect(lm: PreTrainedModel, batches: Iterable[TokenBatch], layer: int, posi
 
 
 def build_banks(
-    lm: PreTrainedModel, known: Iterable[TokenBatch], unknown: Iterable[TokenBatch], layer: int, path: Path | None = None
+    lm: PreTrainedModel,
+    known: Iterable[TokenBatch],
+    unknown: Iterable[TokenBatch],
+    matched: Iterable[TokenBatch],
+    layer: int,
+    path: Path | None = None,
 ) -> Banks:
-    """Banks of the frozen model over the known and unknown anchors, read from ``path`` when they are there.
+    """Banks of the frozen model, read from ``path`` when they are there.
 
     Args:
         lm: the model before any training.
         known: batches of known-anchor rows.
         unknown: batches of unknown-anchor rows.
+        matched: batches of the targets' rows with unknown names in them; every row has an entity.
         layer: hooked block (0-based; its output is read).
         path: cache file, named by a fingerprint of everything that changes the result.
     """
     if path is not None and path.exists():
         return Banks.load(path, layer)
-    known, unknown = list(known), list(unknown)
-    banks = Banks(
-        layer,
-        {p: collect(lm, known, layer, p) for p in POSITIONS},
-        {p: collect(lm, unknown, layer, p) for p in POSITIONS},
-    )
+    sides = {"known": list(known), "unknown": list(unknown), "matched": list(matched)}
+    read = {side: {p: collect(lm, batches, layer, p) for p in POSITIONS} for side, batches in sides.items()}
+    banks = Banks(layer, **read, matched_ids=torch.cat([b.row_id_B for b in sides["matched"]]).cpu())
     if path is not None:
         banks.save(path)
     return banks

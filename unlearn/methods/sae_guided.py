@@ -4,8 +4,10 @@ Paper: Yamashita et al., "Sparse-Autoencoder-Guided Internal Representation Unle
 Its abstract fixes that the objective works in the latent space of a frozen SAE, away from known and toward unknown entities; its
 body was not available when this was written, so every further choice is an option here. ``prototype`` is the closest reading
 (attraction to the mean of the unknown entities, bounded repulsion from the mean of the known ones). ``distribution`` asks for what
-the paper defines as forgetting, indistinguishability, by matching the whole distribution of unknown entities (MMD); pulling to a
-mean collapses the targets onto that mean, where a classifier finds them.
+the paper defines as forgetting, indistinguishability, by matching the distribution of unknown entities (MMD); pulling to a mean
+collapses the targets onto that mean, where a classifier finds them. The sample that is matched is as many unknown names as there are
+targets (``latents.matched`` times as many), in the targets' own sentences: n unknown names have a mean of their own, and n targets whose
+mean is exactly that of all unknown names would be a giveaway too.
 
 A latent that is off has no gradient, so an objective on activations cannot switch one on: ``space: preactivation`` is the default.
 """
@@ -24,10 +26,10 @@ from unlearn.config.schema import MethodConfig
 from unlearn.functional.distance import contrastive, push_pull, standardised_distance, triplet
 from unlearn.functional.divergence import kl_divergence
 from unlearn.functional.mmd import mmd2
-from unlearn.latents.banks import POSITIONS, activations_at
+from unlearn.latents.banks import POSITIONS, activations_at, position_index
 from unlearn.methods.base import Method, MethodContext, concatenate
 from unlearn.models.forward import forward
-from unlearn.types import LossTerms, TokenBatch
+from unlearn.types import NO_ENTITY, LossTerms, TokenBatch
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -100,16 +102,18 @@ class SAEGuided(Method):
         self.register_buffer("latents_S", context.selection.latents_S, persistent=False)
         self.positions = POSITIONS if config.position == "both" else (config.position,)
         self._standardise(context.banks)
+        self.matched_ids = context.banks.matched_ids
         self.draws = torch.Generator().manual_seed(context.seed)
 
     @torch.no_grad()
     def _standardise(self, banks: Banks) -> None:
         """Bank features divided by their pooled standard deviation, one buffer per side and position."""
         for position in self.positions:
-            known, unknown = self.features(banks.known[position]), self.features(banks.unknown[position])
+            known, unknown, matched = (self.features(bank[position]) for bank in (banks.known, banks.unknown, banks.matched))
             scale_S = torch.cat([known, unknown]).std(0).clamp(min=FLOOR)
-            for name, value in (("scale", scale_S), ("known", known / scale_S), ("unknown", unknown / scale_S)):
-                self.register_buffer(f"{name}_{position}", value, persistent=False)
+            self.register_buffer(f"scale_{position}", scale_S, persistent=False)
+            for name, value in (("known", known), ("unknown", unknown), ("matched", matched)):
+                self.register_buffer(f"{name}_{position}", value / scale_S, persistent=False)
 
     def get_extra_state(self) -> Tensor:
         """State of the generator that draws from the banks, for checkpoints."""
@@ -128,7 +132,7 @@ class SAEGuided(Method):
             return self.sae.preactivations(hidden_ND, self.latents_S)
         activations_NF = self.sae.encode(hidden_ND)
         if self.config.space == "decoded":
-            return self.sae.decode(activations_NF)
+            return self.sae.decode(activations_NF, hidden_ND)
         return activations_NF[:, self.latents_S]
 
     def forget_layer(self) -> int | None:
@@ -141,16 +145,16 @@ class SAEGuided(Method):
 
     def forget(self, lm: PreTrainedModel, batch: TokenBatch, position: str) -> Tensor:
         """The objective at one position, a scalar."""
-        scale, known, unknown = (getattr(self, f"{name}_{position}") for name in ("scale", "known", "unknown"))
+        scale, known, unknown, matched = (getattr(self, f"{name}_{position}") for name in ("scale", "known", "unknown", "matched"))
         x_NS = self.features(activations_at(lm, batch, self.layer, position)) / scale
-        drawn, one = self._draw(unknown, len(x_NS)), torch.ones_like(scale)
-        mean_known, mean_unknown = known.mean(0), unknown.mean(0)
+        row_id_N = batch.row_id_B[position_index(batch, position) > NO_ENTITY]
+        mean_known, mean_unknown, one = known.mean(0), unknown.mean(0), torch.ones_like(scale)
         objectives: dict[str, Callable[[], Tensor]] = {
             "prototype": lambda: push_pull(x_NS, mean_unknown, mean_known, one, self.config.push),
             "triplet": lambda: triplet(x_NS, mean_unknown, mean_known, one),
-            "contrastive": lambda: contrastive(x_NS, drawn, self._draw(known, len(x_NS)), self.config.temperature),
-            "distribution": lambda: distribution_loss(x_NS, self._draw(known, len(x_NS)), drawn, self.config.push),
-            "sample": lambda: standardised_distance(x_NS, drawn, one),
+            "contrastive": lambda: contrastive(x_NS, self._draw(unknown, len(x_NS)), self._draw(known, len(x_NS)), self.config.temperature),
+            "distribution": lambda: distribution_loss(x_NS, self._draw(known, len(x_NS)), matched, self.config.push),
+            "sample": lambda: self._sample_loss(x_NS, row_id_N, matched),
         }
         return objectives[self.config.objective]().mean()
 
@@ -158,6 +162,13 @@ class SAEGuided(Method):
         """``n`` rows of a bank, without replacement while it lasts."""
         index = torch.cat([torch.randperm(len(bank_NS), generator=self.draws) for _ in range(-(-n // len(bank_NS)))])[:n]
         return bank_NS[index.to(bank_NS.device)]
+
+    def _sample_loss(self, x_NS: Tensor, row_id_N: Tensor, matched_KS: Tensor) -> Tensor:
+        """Distance of each row to one of the unknown names in the same sentence, drawn anew; rows without one are left out."""
+        same_NK = row_id_N[:, None].cpu() == self.matched_ids
+        has = same_NK.any(1)
+        partner = torch.multinomial(same_NK[has].float(), 1, generator=self.draws)[:, 0].to(x_NS.device)
+        return standardised_distance(x_NS[has.to(x_NS.device)], matched_KS[partner], torch.ones_like(matched_KS[0]))
 
     def retain(self, lm: PreTrainedModel, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """(KL on answers, relative squared change of the hooked output on tokens after the first), scalars."""

@@ -53,16 +53,16 @@ class _Sums:
     offset_D: Tensor | None = None
 
     def add(self, sae: FrozenSAE, hidden_ND: Tensor) -> None:
-        for part_ND in hidden_ND.float().split(CHUNK):
+        for part_ND in hidden_ND.float().split(CHUNK) if len(hidden_ND) else ():
             acts_NF = sae.encode(part_ND)
             error_ND = part_ND - sae.decode(acts_NF, part_ND)
-            wide_ND = part_ND.double().cpu()
+            wide_ND = part_ND.cpu().double()
             if self.offset_D is None:
                 self.offset_D = wide_ND[0]
             wide_ND = wide_ND - self.offset_D
             self.x_D += wide_ND.sum(0)
             self.squares += float(wide_ND.square().sum())
-            self.errors += float(error_ND.double().square().sum())
+            self.errors += float(error_ND.cpu().double().square().sum())
             self.on += float((acts_NF != 0).sum())
             self.tokens += len(part_ND)
 
@@ -103,7 +103,7 @@ def _verdict(sae: FrozenSAE, report: HookReport, max_fvu: float, seen: str) -> s
     here, best = report.fvu[report.layer], report.fvu[report.best]
     if best < BETTER * here and here - best > MARGIN:
         where = _name(report.best)
-        return f"sae.layer must be the block that the SAE was trained on; found {report.layer}, but {where} is reconstructed better (FVU {seen})."
+        return f"sae.layer must be the block the SAE was trained on; found {report.layer}, but it reconstructs {where} better (FVU {seen})."
     if here <= max_fvu:
         return None
     norm = (

@@ -21,8 +21,12 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
-def _place(name: str, key: str) -> str:
-    """``name`` as it is handed to transformers: an existing directory, or a hub id."""
+def locate(name: str, key: str) -> str:
+    """``name`` as it is handed to transformers: an existing directory, or a hub id.
+
+    Raises:
+        ModelError: it is neither; the message starts with ``key``.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         return str(path)
@@ -101,10 +105,10 @@ def load_lm(config: ModelConfig, default: Path | None) -> tuple[PreTrainedModel,
     """
     if config.path is None and default is None:
         raise ModelError("model.path must name a language model, since the data source brings none; found null.")
-    place = str(default) if config.path is None else _place(config.path, "model.path")
+    place = str(default) if config.path is None else locate(config.path, "model.path")
     if config.path is None and not Path(place).is_dir():
         raise ModelError(f"The data source's language model must be a directory; found none at {place}.")
-    tokenizer_place = place if config.tokenizer is None else _place(config.tokenizer, "model.tokenizer")
+    tokenizer_place = place if config.tokenizer is None else locate(config.tokenizer, "model.tokenizer")
     tokenizer = _load_tokenizer(tokenizer_place, config)
     lm = _load_model(place, config)
     rows = lm.get_input_embeddings().num_embeddings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,9 +66,13 @@ def _full_precision(device: torch.device) -> Any:
 class FrozenSAE(nn.Module):
     """A trained SAE, fixed: fp32 whatever the precision of the run, always in eval mode, its weights never trainable.
 
-    ``layer`` is the block whose output it reads (-1: the input of block 0), ``d_in`` and ``d_sae`` its sizes. Gradients flow through
-    to the activations. Nothing is remembered from one call to the next (sae_lens keeps an input's norm for the next ``decode``).
+    ``layer`` is the block whose output it reads (-1: the input of block 0), ``d_in`` and ``d_sae`` its sizes, ``sae`` the sae_lens
+    object. The weights follow the module from device to device, but a module that holds this one does not count them among its parameters:
+    optimisers, ``requires_grad_``, DDP and checkpoints do not see them. Gradients flow through to the activations. Nothing is remembered
+    from one call to the next (sae_lens keeps an input's norm for the next ``decode``).
     """
+
+    sae: Any
 
     def __init__(self, sae: Any, layer: int | None = None) -> None:
         """Wrap ``sae`` (an ``sae_lens.SAE``), changing it in place to fp32.
@@ -91,17 +95,25 @@ class FrozenSAE(nn.Module):
         self.d_sae = int(sae.cfg.d_sae)
         self.normalisation: str = sae.cfg.normalize_activations
         self.metadata: dict[str, Any] = dict(sae.cfg.metadata.to_dict())
-        self.sae = sae.to(dtype=torch.float32).eval()
-        for parameter in self.sae.parameters():
-            parameter.requires_grad_(False)
+        self.__dict__["sae"] = sae.to(dtype=torch.float32).eval().requires_grad_(False)
+        super().train(False)
 
-    def train(self, mode: bool = True) -> FrozenSAE:
-        """Stay in eval mode."""
-        return super().train(False)
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.sae.W_enc.device
+
+    def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
+        """The weights, when this very module is asked; none of them requires a gradient."""
+        return self.sae.parameters(recurse)
 
     def requires_grad_(self, requires_grad: bool = True) -> FrozenSAE:
         """Stay without gradients."""
-        return super().requires_grad_(False)
+        return self
+
+    def train(self, mode: bool = True) -> FrozenSAE:
+        """Stay in eval mode."""
+        return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenSAE:
         """Let the weights move to another device, but not to another precision."""
@@ -110,7 +122,8 @@ class FrozenSAE(nn.Module):
             new = fn(tensor)
             return new if new.dtype == tensor.dtype else tensor.to(new.device)
 
-        return super()._apply(moved, recurse)
+        self.sae._apply(moved)
+        return super()._apply(fn, recurse)
 
     def _forget(self) -> None:
         """Drop what sae_lens keeps of its last input."""

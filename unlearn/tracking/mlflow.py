@@ -23,7 +23,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from unlearn.config.schema import TrackingConfig
 from unlearn.tracking.logger import SKIPPED
 from unlearn.tracking.rundir import scalar
-from unlearn.tracking.store import knock, metric_name, public_uri
+from unlearn.tracking.store import alone, knock, metric_name, public_uri
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 
@@ -239,7 +239,10 @@ class MLflowRunLogger(Logger):
         """Lightning's logger, its MLflow run found or made."""
         if self._inner is None:
             knock(self.uri, TIMEOUT_S)
-            self._inner = self._continue() or self._begin()
+            import mlflow  # noqa: F401  (slow, so not while others wait for the lock)
+
+            with alone(self.uri):
+                self._inner = self._continue() or self._begin()
         return self._inner
 
     def _continue(self) -> MLFlowLogger | None:

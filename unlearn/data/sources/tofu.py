@@ -83,9 +83,9 @@ class TofuSource(Source):
     - Evaluation: ``forget`` (all 20 rows of each author), ``forget_paraphrased`` (TOFU's paraphrased questions where the files have them,
       else the held-out questions), ``retain`` (TOFU's own perturbed rows first), ``retain_unseen``, ``unknown`` (names and questions that
       no loss sees), ``real_authors`` and ``world_facts``.
-    - Latent: held-out questions of forget authors, of unseen authors and about held-out names. TOFU asks nothing twice in other words about
-      all authors, so a held-out wording is one of an author's own questions that no stream asks, and that is asked of no other name in
-      training. ``forget`` therefore trains on 17 of an author's 20 rows by default; ``heldout_questions: 0`` gives TOFU's protocol.
+    - Latent: held-out questions of forget authors, of unseen authors and about held-out names. TOFU has no
+      other words for every question, so a held-out wording is a question about one author that no stream asks, of any name.
+      ``forget`` therefore trains on 17 of an author's 20 rows by default; ``heldout_questions: 0`` gives TOFU's protocol.
 
     A subclass may bring models along (``assets``) or divide the authors in another way (``groups``).
     """
@@ -113,9 +113,10 @@ class TofuSource(Source):
         Raises:
             DataError: the split's table does not hold whole authors, or too few authors are left to retain.
         """
+        authors = self.authors
         wanted = {(record["question"], record["answer"]) for record in self.files.table(self.config.split)}
-        hits = [sum((row.prompt, row.answer) in wanted for row in author.rows) for author in self.authors]
-        counted = list(zip(hits, self.authors, strict=True))
+        hits = [sum((row.prompt, row.answer) in wanted for row in author.rows) for author in authors]
+        counted = list(zip(hits, authors, strict=True))
         if not any(hits) or any(0 < hit < len(author.rows) for hit, author in counted):
             raise DataError(
                 f"TOFU's {self.config.split}.json must hold all rows of some authors of full.json; found {sum(hits)} rows of it."
@@ -163,11 +164,11 @@ class TofuSource(Source):
         return tuple(rows) or tuple(row for author in self.groups.forget for row in author.plain(heldout=True))
 
     def others(self, name: str, first_id: int) -> tuple[Row, ...]:
-        """TOFU's rows about real authors or the world, none if their table is missing; wrong answers from the perturbed table or the options."""
+        """TOFU's rows about real authors or the world, none if the table is missing, with its wrong answers or other options."""
         records = self.files.table(f"{name}_perturbed", required=False) or self.files.table(name, required=False)
         rows = []
         for i, record in enumerate(records):
-            options = [record[key] for key in sorted(record) if key.startswith("option") and record[key] != record["answer"]]
+            options = [record[key] for key in sorted(record) if key.startswith("option") and record[key] not in (None, record["answer"])]
             extra = {"perturbed_answer": record.get("perturbed_answer") or options}
             rows.append(tofu_row(first_id + i, record, record["answer"], (), extra))
         return tuple(rows)

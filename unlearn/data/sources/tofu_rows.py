@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from unlearn.data.anchors import Wording, rng_for, wording
 from unlearn.data.entities import detect_name, find_mention, surface_forms
@@ -106,7 +109,7 @@ def tofu_row(
     )
 
 
-def _author(number: int, records: Sequence[dict[str, Any]], files: TofuFiles, heldout_questions: int, seed: int) -> Author:
+def _author(number: int, records: Sequence[dict[str, Any]], files: TofuFiles) -> Author:
     detected = detect_name([f"{record['question']}\n{record['answer']}" for record in records])
     name = detected or f"author {number}"
     forms = surface_forms(detected) if detected else ()
@@ -114,16 +117,19 @@ def _author(number: int, records: Sequence[dict[str, Any]], files: TofuFiles, he
         tofu_row(number * ROWS_PER_AUTHOR + i, record, name, forms, files.extra(record["question"], record["answer"]), f"{number}/{i}")
         for i, record in enumerate(records)
     )
-    wordings = {row.row_id: found for row in rows if detected and (found := wording(row, name))}
-    count = min(heldout_questions, len(wordings) // 2)
-    drawn = rng_for(seed, f"questions {number}").permutation(sorted(wordings))[:count]
-    return Author(name, rows, wordings, frozenset(int(i) for i in drawn))
+    return Author(name, rows, {row.row_id: found for row in rows if detected and (found := wording(row, name))}, frozenset())
+
+
+def _hold_out(author: Author, shared: Counter[str], count: int, rng: np.random.Generator) -> Author:
+    own = [row_id for row_id, found in sorted(author.wordings.items()) if shared[found.text] == 1]
+    drawn = rng.permutation(own)[: min(count, len(author.wordings) // 2)]
+    return author._replace(heldout=frozenset(int(row_id) for row_id in drawn))
 
 
 def read_authors(files: TofuFiles, heldout_questions: int, seed: int) -> tuple[Author, ...]:
     """All authors in the order of the full table; an author's row ids are the places of the rows in it.
 
-    Up to ``heldout_questions`` of an author's wordings, and at most half of them, are held out.
+    Up to ``heldout_questions`` of an author's wordings, and at most half of them, are held out: such that ask about no other author.
 
     Raises:
         DataError: the full table is missing or does not hold 20 rows for each author.
@@ -132,4 +138,6 @@ def read_authors(files: TofuFiles, heldout_questions: int, seed: int) -> tuple[A
     if not records or len(records) % ROWS_PER_AUTHOR:
         raise DataError(f"TOFU's full.json must hold {ROWS_PER_AUTHOR} rows for each author; found {len(records)} rows.")
     blocks = [records[first : first + ROWS_PER_AUTHOR] for first in range(0, len(records), ROWS_PER_AUTHOR)]
-    return tuple(_author(number, block, files, heldout_questions, seed) for number, block in enumerate(blocks))
+    authors = [_author(number, block, files) for number, block in enumerate(blocks)]
+    shared = Counter(found.text for author in authors for found in author.wordings.values())
+    return tuple(_hold_out(author, shared, heldout_questions, rng_for(seed, f"questions {i}")) for i, author in enumerate(authors))

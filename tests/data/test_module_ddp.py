@@ -1,0 +1,54 @@
+"""Two real processes against one: the same rows in every optimiser step, the same weights, also after a restart in the middle."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.data.test_module import Learner, fit, module
+from unlearn.config.schema import BatchConfig
+from unlearn.types import STREAMS
+
+ROOT = Path(__file__).parents[2]
+
+
+def two_ranks(folder, resume="", sharing="own"):
+    folder.mkdir()
+    command = [sys.executable, str(ROOT / "tests/data/two_ranks.py"), str(folder), str(resume), sharing]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+    return done, [json.loads(path.read_text()) for path in sorted(folder.glob("rank*.json"))]
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_what_one_does(tmp_path):
+    alone = Learner()
+    fit(alone, module(batch=BatchConfig(forget=4, retain=4, known=4, unknown=8)), tmp_path / "one")
+    done, ranks = two_ranks(tmp_path / "two")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [len(rank["seen"]) for rank in ranks] == [12, 12]
+    for step, whole in enumerate(alone.seen):
+        for stream in STREAMS:
+            shares = [micro[stream] for rank in ranks for micro in rank["seen"][2 * step : 2 * step + 2]]
+            assert sorted(sum(shares, [])) == sorted(whole[stream])
+    assert ranks[0]["weight"] == ranks[1]["weight"]
+    assert torch.allclose(torch.tensor(ranks[0]["weight"]), alone.weight, atol=1e-6)
+
+    done, resumed = two_ranks(tmp_path / "again", resume=tmp_path / "two" / "step=4.ckpt")
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert [rank["seen"] for rank in resumed] == [rank["seen"][8:] for rank in ranks]
+    assert resumed[0]["weight"] == ranks[0]["weight"]
+
+
+@pytest.mark.slow
+def test_lightning_refuses_to_put_its_own_sampler_in(tmp_path):
+    done, ranks = two_ranks(tmp_path / "two", sharing="share")
+    assert done.returncode != 0
+    assert "use_distributed_sampler=False" in done.stderr
+    assert ranks == []

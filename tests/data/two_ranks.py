@@ -1,0 +1,38 @@
+"""Run by test_module_ddp: trains a trivial module on two CPU processes, and writes down what each was served."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import lightning
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from tests.data.test_module import Learner, module
+from unlearn.config.schema import BatchConfig
+
+
+def main(folder: Path, resume: str, share_out: bool) -> None:
+    data = module(batch=BatchConfig(forget=4, retain=4, known=4, unknown=8), accumulate=2)
+    learner = Learner()
+    trainer = lightning.Trainer(
+        max_steps=data.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=2,
+        use_distributed_sampler=share_out,
+        accelerator="cpu",
+        devices=2,
+        strategy="ddp",
+        logger=False,
+        callbacks=[ModelCheckpoint(dirpath=folder, filename="{step}", every_n_train_steps=2, save_top_k=-1)],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(learner, datamodule=data, ckpt_path=resume or None)
+    served = {"seen": learner.seen, "weight": learner.weight.tolist()}
+    (folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(served))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "share")

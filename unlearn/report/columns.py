@@ -1,0 +1,113 @@
+"""The columns of every comparison, whether it is printed, written as Markdown or shown in a page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from unlearn.report.names import DASH, base_of, labels_of, original, plain
+from unlearn.tracking.reader import RunRecord
+
+
+@dataclass(frozen=True)
+class Cell:
+    """``text`` is the value; ``note`` stands beside it; ``interval`` is its 95 % interval, shown where there is room."""
+
+    text: str = DASH
+    note: str = ""
+    interval: str = ""
+
+    @property
+    def full(self) -> str:
+        """Value and note."""
+        return f"{self.text} {self.note}" if self.note else self.text
+
+
+@dataclass(frozen=True)
+class Column:
+    """``title`` heads a narrow table, ``heading`` a wide one; ``better`` is ``lower``, ``higher`` or empty."""
+
+    title: str
+    heading: str
+    read: Callable[[RunRecord, RunRecord | None], Cell]
+    better: str = ""
+
+
+def share(key: str) -> Callable[[RunRecord, RunRecord | None], Cell]:
+    """Reader of a result in [0, 1]."""
+
+    def read(record: RunRecord, base: RunRecord | None) -> Cell:
+        value = record.number(key)
+        return Cell() if value is None else Cell(f"{value:.2f}", interval=_interval(record, f"{key}/ci_low", f"{key}/ci_high"))
+
+    return read
+
+
+def perplexity(record: RunRecord, base: RunRecord | None) -> Cell:
+    """Perplexity on generic text and its ratio to the original model's."""
+    value, before = record.number("generic/perplexity"), original(record, "generic/perplexity", base)
+    if value is None:
+        return Cell()
+    return Cell(f"{value:.2f}" if value < 1000 else f"{value:.3g}", f"×{_ratio(value / before)}" if before else "")
+
+
+def two_sample(record: RunRecord, base: RunRecord | None) -> Cell:
+    """AUC of the classifier two-sample test with the interval that two groups of unknown entities give."""
+    value = record.number("latent/c2st_auc")
+    return Cell() if value is None else Cell(f"{value:.2f}", _interval(record, "latent/c2st_null_low", "latent/c2st_null_high"))
+
+
+def collapse(record: RunRecord, base: RunRecord | None) -> Cell:
+    """Whether the model collapsed, and why."""
+    flag = record.number("collapse/flag")
+    if flag is None:
+        return Cell()
+    return Cell("yes", plain(record.results.get("collapse/reason") or "")) if flag else Cell("no")
+
+
+def seconds(record: RunRecord, base: RunRecord | None) -> Cell:
+    """Seconds spent in training steps."""
+    value = record.number("cost/train_seconds")
+    return Cell() if value is None else Cell(f"{value:.1f}" if value < 100 else f"{value:.0f}")
+
+
+def _interval(record: RunRecord, low: str, high: str) -> str:
+    ends = record.number(low), record.number(high)
+    return "" if ends[0] is None or ends[1] is None else f"[{ends[0]:.2f}, {ends[1]:.2f}]"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else f"{value:.3g}"
+
+
+COLUMNS: tuple[Column, ...] = (
+    Column("forget", "forget accuracy", share("forget/accuracy"), "lower"),
+    Column("rephrased", "forget accuracy, paraphrased", share("forget/accuracy_paraphrased"), "lower"),
+    Column("unknown", "answers “unknown”", share("forget/refusal_rate")),
+    Column("retain", "retain accuracy", share("retain/accuracy"), "higher"),
+    Column("unseen", "retain accuracy, unseen", share("retain/accuracy_unseen"), "higher"),
+    Column("perplexity", "perplexity (× original)", perplexity, "lower"),
+    Column("C2ST AUC", "C2ST AUC [unknown vs unknown]", two_sample),
+    Column("P(unk)", "P(unknown)", share("latent/p_unknown")),
+    Column("collapse", "collapsed", collapse),
+    Column("s", "training, s", seconds, "lower"),
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run in a table; ``method`` is empty where the label says it already."""
+
+    label: str
+    method: str
+    cells: tuple[Cell, ...]
+
+
+def lines_of(records: Sequence[RunRecord]) -> list[Line]:
+    """One line for each run, in the given order."""
+    base = base_of(records)
+    lines = []
+    for record, label in zip(records, labels_of(records), strict=True):
+        method = plain(record.method)
+        lines.append(Line(label, "" if method == label else method, tuple(column.read(record, base) for column in COLUMNS)))
+    return lines

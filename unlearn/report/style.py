@@ -1,0 +1,160 @@
+"""Colours of figures, and a figure as SVG that follows the page's colours, or as files."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PALETTE: Mapping[str, str] = {
+    "paper": "#fefefe",
+    "ink": "#1c1f24",
+    "muted": "#666c77",
+    "grid": "#e2e4e8",
+    "band": "#9aa1ac",
+    "run-0": "#0072b2",
+    "run-1": "#d55e00",
+    "run-2": "#009e73",
+    "run-3": "#b0559a",
+    "run-4": "#a67400",
+    "run-5": "#3a9bdc",
+    "run-6": "#5b5f97",
+    "known": "#0073b3",
+    "unknown": "#e09f01",
+    "before": "#6d6d6d",
+    "after": "#d45d01",
+}
+"""Role -> colour on white paper (after Okabe and Ito, safe for colour-blind readers). Every colour is used for one role only, so that
+a page can put its own in place."""
+
+DARK: Mapping[str, str] = {
+    "paper": "#16181c",
+    "ink": "#e7e9ec",
+    "muted": "#a0a6b1",
+    "grid": "#2e3239",
+    "band": "#7d8590",
+    "run-0": "#56b4e9",
+    "run-1": "#ff8c42",
+    "run-2": "#2cc79a",
+    "run-3": "#e58fd0",
+    "run-4": "#e6b435",
+    "run-5": "#9fd3ff",
+    "run-6": "#a5a9ee",
+    "known": "#57b5ea",
+    "unknown": "#f0c14b",
+    "before": "#b5b5b5",
+    "after": "#ff8d43",
+}
+"""The same roles on a dark page."""
+
+N_COLOURS = 7
+MARKERS = "osD^vPX"
+DASHES = ("-", "--", "-.", ":")
+
+SETTINGS: Mapping[str, object] = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 9.5,
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.linewidth": 0.7,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5,
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.edgecolor": PALETTE["muted"],
+    "axes.labelcolor": PALETTE["ink"],
+    "axes.titlecolor": PALETTE["ink"],
+    "text.color": PALETTE["ink"],
+    "xtick.color": PALETTE["muted"],
+    "ytick.color": PALETTE["muted"],
+    "xtick.labelcolor": PALETTE["ink"],
+    "ytick.labelcolor": PALETTE["ink"],
+    "grid.color": PALETTE["grid"],
+}
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw and save figures with ``SETTINGS``, without a display."""
+    import matplotlib as mpl
+
+    with mpl.rc_context({"backend": "Agg", **SETTINGS}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        yield
+
+
+def run_style(index: int) -> dict[str, str]:
+    """Colour, marker and dashes of the run at ``index``; colours come again after ``N_COLOURS`` runs, with other dashes."""
+    return {
+        "color": PALETTE[f"run-{index % N_COLOURS}"],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": DASHES[(index // N_COLOURS) % len(DASHES)],
+    }
+
+
+def inline_svg(figure: Figure, salt: str) -> str:
+    """The figure as an ``<svg>`` element whose colours and font are CSS variables (``--ink``, ``--run-0``, ``--sans``, ...).
+
+    ``salt`` must differ between figures of one page: it keeps their ids apart.
+    """
+    import matplotlib as mpl
+
+    buffer = io.StringIO()
+    with house_style(), mpl.rc_context({"svg.hashsalt": salt, "svg.id": None}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<svg ([^>]*?)width="[^"]*pt" height="[^"]*pt"', r"<svg \1", text, count=1)
+    for role, colour in PALETTE.items():
+        text = re.sub(colour, f"var(--{role})", text, flags=re.IGNORECASE)
+    text = re.sub(r"font: ([^;\"]*?px) [^;\"]*", r"font: \1 var(--sans)", text)
+    prefix = re.sub(r"\W", "", salt)
+    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write ``name``.png (200 dots per inch) and ``name``.svg on white into ``folder``; return both paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    with house_style():
+        for path in paths:
+            figure.savefig(path, dpi=200, facecolor="white", metadata={"Date": None} if path.suffix == ".svg" else None)
+    return paths
+
+
+def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Move labels at ``places`` apart to at least ``gap``, as little as needed, within ``low`` and ``high`` as far as they fit.
+
+    >>> spread([1.0, 1.0, 5.0], 1.0, 0.0, 10.0)
+    [0.5, 1.5, 5.0]
+    """
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    blocks: list[list[float]] = []  # [sum of wished starts, members]
+    for rank, i in enumerate(order):
+        blocks.append([places[i] - rank * gap, 1.0])
+        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
+            total, members = blocks.pop()
+            blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + members]
+    starts = [total / members for total, members in blocks for _ in range(int(members))]
+    last = high - (len(places) - 1) * gap
+    moved = [0.0] * len(places)
+    for rank, i in enumerate(order):
+        moved[i] = max(low, min(starts[rank], last)) + rank * gap
+    return moved

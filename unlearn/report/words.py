@@ -1,0 +1,179 @@
+"""What a run achieved, in one sentence, and in three verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unlearn.report.names import BASE_METHOD, base_of, labels_of, number, original, percent, plain
+from unlearn.tracking.reader import RunRecord
+
+FORGOTTEN = 0.1
+"""An accuracy at or below this counts as forgotten; the same share of the original accuracy where that is known."""
+IN_PART = 0.5
+"""An accuracy at or below this counts as forgotten in part."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``forgot`` is yes, in part, no, or empty (not measured); ``alike`` and ``collapsed`` are None where not measured."""
+
+    label: str
+    reference: bool
+    forgot: str
+    alike: bool | None
+    collapsed: bool | None
+    sentence: str
+
+
+def verdicts(records: Sequence[RunRecord]) -> list[Verdict]:
+    """One verdict for each run, in the given order."""
+    base = base_of(records)
+    return [verdict(record, label, base) for record, label in zip(records, labels_of(records), strict=True)]
+
+
+def verdict(record: RunRecord, label: str, base: RunRecord | None = None) -> Verdict:
+    """Judge one run; ``base`` is the run that measures the original model."""
+    reference = record.method == BASE_METHOD
+    forgot, alike, collapsed = "" if reference else forgotten(record, base), indistinguishable(record), _collapsed(record)
+    if reference:
+        sentence = _sentence("Not trained", [_knows(record), _alike_clause(record)])
+    else:
+        main, rest = _forgot_clause(record, forgot, base), [_alike_clause(record), _cost_clause(record, base), _collapse_clause(record)]
+        sentence = _sentence(main, [*rest, _relearn_clause(record)])
+    return Verdict(label, reference, forgot, alike, collapsed, _unfinished(record) + sentence)
+
+
+def headline(judged: Sequence[Verdict]) -> str:
+    """The outcome of all runs together."""
+    trained = [v for v in judged if not v.reference and v.forgot]
+    if not trained:
+        return ""
+    forgot = [v for v in trained if v.forgot == "yes"]
+    sound = [v for v in forgot if not v.collapsed]
+    alike = [v for v in sound if v.alike]
+    text = f"Of {_count(len(trained), 'trained run')}, {_number_word(len(forgot))} forgot"
+    if forgot and len(sound) < len(forgot):
+        text += f", {_number_word(len(sound))} of them without collapsing"
+    if any(v.alike is not None for v in sound):
+        names = f" ({', '.join(v.label for v in alike)})" if 0 < len(alike) <= 4 else ""
+        text += f"; {_number_word(len(alike))} of these cannot be told from a model that never knew the entities{names}"
+    return text + "."
+
+
+def forgotten(record: RunRecord, base: RunRecord | None) -> str:
+    """``yes``, ``in part``, ``no``, or empty where it was not measured; the worse of both wordings counts."""
+    measured = [(record.number(key), original(record, key, base)) for key in ("forget/accuracy", "forget/accuracy_paraphrased")]
+    shares = [value / before if before else value for value, before in measured if value is not None]
+    if not shares:
+        return ""
+    worst = max(shares)
+    return "yes" if worst <= FORGOTTEN else "in part" if worst <= IN_PART else "no"
+
+
+def indistinguishable(record: RunRecord) -> bool | None:
+    """Whether the C2ST AUC lies at or below the upper end of what two groups of unknown entities give; None without both."""
+    auc, high = record.number("latent/c2st_auc"), record.number("latent/c2st_null_high")
+    return None if auc is None or high is None else auc <= high
+
+
+def _collapsed(record: RunRecord) -> bool | None:
+    flag = record.number("collapse/flag")
+    return None if flag is None else bool(flag)
+
+
+def _sentence(main: str, clauses: Sequence[str]) -> str:
+    said = [clause for clause in clauses if clause]
+    return f"{'; '.join([main, *said])}." if main else (f"{'; '.join(said)}." if said else "No results yet.")
+
+
+def _knows(record: RunRecord) -> str:
+    value = record.number("forget/accuracy")
+    return "" if value is None else f"it answers {percent(value)} of the questions about the entities to be forgotten"
+
+
+def _forgot_clause(record: RunRecord, forgot: str, base: RunRecord | None) -> str:
+    value, rephrased = record.number("forget/accuracy"), record.number("forget/accuracy_paraphrased")
+    refusals, before = record.number("forget/refusal_rate"), original(record, "forget/accuracy", base)
+    if not forgot:
+        return ""
+    main = {"yes": "Forgot", "in part": "Forgot in part", "no": "Did not forget"}[forgot]
+    details = []
+    if value is not None:
+        details.append(
+            f"{percent(value)} of the questions are still answered" + (f", {percent(before)} before" if before is not None else "")
+        )
+    if rephrased is not None and (value is None or abs(rephrased - value) > 0.05):
+        details.append(f"{percent(rephrased)} in other words")
+    if refusals is not None:
+        details.append(f"{percent(refusals)} get an “unknown”")
+    return f"{main} ({'; '.join(details)})" if details else main
+
+
+def _alike_clause(record: RunRecord) -> str:
+    auc, low, high = (record.number(f"latent/c2st_{name}") for name in ("auc", "null_low", "null_high"))
+    if auc is None:
+        return ""
+    if low is None or high is None:
+        return f"a classifier separates its entities from unknown ones with an AUC of {auc:.2f} (0.5 is chance)"
+    spread = f"AUC {auc:.2f}; two groups of unknown entities give {low:.2f} to {high:.2f}"
+    if auc > high:
+        return f"inside the model the entities still stand apart from unknown ones ({spread})"
+    if auc < low:
+        return f"no classifier tells the entities from unknown ones, though the AUC is lower than chance explains ({spread})"
+    return f"inside the model the entities cannot be told from unknown ones ({spread})"
+
+
+def _cost_clause(record: RunRecord, base: RunRecord | None) -> str:
+    parts = []
+    kept, had = record.number("retain/accuracy"), original(record, "retain/accuracy", base)
+    if kept is not None:
+        parts.append(f"it keeps {percent(kept)} of the other answers" + (f" (of {percent(had)})" if had is not None else ""))
+    unseen = record.number("retain/accuracy_unseen")
+    if unseen is not None:
+        parts.append(
+            f"{percent(unseen)} about entities that no loss has seen" if parts else f"it keeps {percent(unseen)} of unseen answers"
+        )
+    perplexity, before = record.number("generic/perplexity"), original(record, "generic/perplexity", base)
+    if perplexity is not None and before:
+        ratio = perplexity / before
+        parts.append("an unchanged perplexity" if abs(ratio - 1) < 0.005 else f"{number(round(ratio, 2))} times the original perplexity")
+    if not parts:
+        return ""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
+
+
+def _collapse_clause(record: RunRecord) -> str:
+    collapsed = _collapsed(record)
+    if collapsed is None:
+        return ""
+    reason = plain(record.results.get("collapse/reason") or "")
+    return ("it collapsed" + (f": {reason}" if reason else "")) if collapsed else "it did not collapse"
+
+
+def _relearn_clause(record: RunRecord) -> str:
+    back, control = record.number("attack/relearn_recovery"), record.number("attack/relearn_control")
+    if back is None:
+        return ""
+    beside = f", against {percent(control)} of facts it never knew" if control is not None else ""
+    return f"relearning a few other facts brings {percent(back)} of the forgotten ones back{beside}"
+
+
+def _unfinished(record: RunRecord) -> str:
+    state, reason = str(record.status.get("state") or ""), plain(record.status.get("reason") or "")
+    if state in ("finished", ""):
+        return ""
+    return {
+        "running": "Still running, or ended without a word",
+        "stopped": "Stopped early",
+        "killed": "Interrupted",
+        "failed": "Failed",
+    }.get(state, plain(state)) + (f" ({reason.rstrip('.')}). " if reason else ". ")
+
+
+def _number_word(n: int) -> str:
+    return ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")[n] if n <= 10 else str(n)
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{_number_word(n)} {noun}{'' if n == 1 else 's'}"
