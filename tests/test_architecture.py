@@ -44,7 +44,16 @@ LAYERS = (
 """Bottom first. A part may import itself and what lies below it; parts of one layer do not import each other."""
 
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
-REPORT_READS = ("unlearn.tracking.reader", "unlearn.functional", "unlearn.config", "unlearn.errors", "unlearn.types", "unlearn.report")
+REPORT_READS = (
+    "unlearn.tracking.reader",
+    "unlearn.tracking.files",
+    "unlearn.tracking.store",
+    "unlearn.functional",
+    "unlearn.config",
+    "unlearn.errors",
+    "unlearn.types",
+)
+"""Of ``tracking``, only what reads runs and knows file and store names: never a logger."""
 READS_REPORT = RANK["callbacks"]
 """``report`` reads finished runs only; what is above the callbacks may call it."""
 

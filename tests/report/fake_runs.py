@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def write_study(out: Path, study: str = "quickstart") -> list[Path]:
 def _manifest(run: RunDirectory, name: str, method: str) -> dict:
     return {
         "name": name,
-        "fingerprint": f"{abs(hash(method)) % 16**8:08x}{name.encode().hex()[:8]}",
+        "fingerprint": f"{zlib.crc32(name.encode()):08x}{zlib.crc32(method.encode()):08x}",
         "seeds": {"seed": 0},
         "started": "2026-02-03T10:20:30+00:00",
         "command": f"unlearn run quickstart.yaml method.name={method}",

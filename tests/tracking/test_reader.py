@@ -13,7 +13,7 @@ def test_a_full_run_is_read_back(tmp_path):
     run.append_metrics(10, "train", {"loss": 1.0})
     run.append_metrics(0, "train", {"loss": 2.0, "note": "a text"})
     run.append_samples([{"set": "forget", "prompt": "Where?", "reference": "Oslo", "before": "Oslo", "after": "Unknown"}])
-    run.write_results({"forget/accuracy": 0.25, "collapse/reason": ""})
+    run.write_results({"forget/accuracy": 0.25, "collapse/reason": "", "latent/mmd": float("nan"), "generic/perplexity": float("inf")})
     run.set_status("finished")
     record = read_run(run.path)
     assert (record.name, record.method, record.status["state"]) == ("study/npo", "npo", "finished")
@@ -21,7 +21,9 @@ def test_a_full_run_is_read_back(tmp_path):
     assert record.series("loss") == ([0, 10], [2.0, 1.0])
     assert record.series("note") == ([], [])
     assert record.number("forget/accuracy") == 0.25
+    assert record.number("generic/perplexity") == float("inf")
     assert record.number("collapse/reason") is None
+    assert record.number("latent/mmd") is None
     assert record.number("none") is None
     assert record.samples[0]["after"] == "Unknown"
     assert record.activations is None

@@ -42,9 +42,8 @@ class Banks:
     def save(self, path: Path) -> None:
         """Write a safetensors file, through a temporary name."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            f"{side}.{p}": t.contiguous() for side, bank in (("known", self.known), ("unknown", self.unknown)) for p, t in bank.items()
-        }
+        tensors = {f"{side}.{p}": t.contiguous() for side in SIDES for p, t in getattr(self, side).items()}
+        tensors["matched_ids"] = self.matched_ids
         temporary = path.with_name(path.name + ".tmp")
         save_file(tensors, temporary, metadata={"layer": str(self.layer)})
         temporary.replace(path)

@@ -4,6 +4,7 @@ Reads run directories only: whatever a report says stands in ``results.json``, `
 ``config.yaml`` or ``manifest.json`` of a run.
 """
 
+from unlearn.report.html import write_report
 from unlearn.report.table import comparison_table, markdown_table
 
 __all__ = ["comparison_table", "markdown_table", "write_report"]

@@ -19,18 +19,22 @@ class Cell:
 
     @property
     def full(self) -> str:
-        """Value and note."""
-        return f"{self.text} {self.note}" if self.note else self.text
+        """Value, and the note in brackets."""
+        return f"{self.text} ({self.note})" if self.note else self.text
 
 
 @dataclass(frozen=True)
 class Column:
-    """``title`` heads a narrow table, ``heading`` a wide one; ``better`` is ``lower``, ``higher`` or empty."""
+    """``title`` heads a narrow table, ``heading`` a wide one; ``better`` is ``lower``, ``higher`` or empty.
+
+    ``wraps`` is the width in characters down to which value and note may share a line; 0 never wraps.
+    """
 
     title: str
     heading: str
     read: Callable[[RunRecord, RunRecord | None], Cell]
     better: str = ""
+    wraps: int = 0
 
 
 def share(key: str) -> Callable[[RunRecord, RunRecord | None], Cell]:
@@ -53,8 +57,8 @@ def perplexity(record: RunRecord, base: RunRecord | None) -> Cell:
 
 def two_sample(record: RunRecord, base: RunRecord | None) -> Cell:
     """AUC of the classifier two-sample test with the interval that two groups of unknown entities give."""
-    value = record.number("latent/c2st_auc")
-    return Cell() if value is None else Cell(f"{value:.2f}", _interval(record, "latent/c2st_null_low", "latent/c2st_null_high"))
+    value, null = record.number("latent/c2st_auc"), _interval(record, "latent/c2st_null_low", "latent/c2st_null_high")
+    return Cell() if value is None else Cell(f"{value:.2f}", null)
 
 
 def collapse(record: RunRecord, base: RunRecord | None) -> Cell:
@@ -73,7 +77,7 @@ def seconds(record: RunRecord, base: RunRecord | None) -> Cell:
 
 def _interval(record: RunRecord, low: str, high: str) -> str:
     ends = record.number(low), record.number(high)
-    return "" if ends[0] is None or ends[1] is None else f"[{ends[0]:.2f}, {ends[1]:.2f}]"
+    return "" if ends[0] is None or ends[1] is None else f"{ends[0]:.2f}–{ends[1]:.2f}"
 
 
 def _ratio(value: float) -> str:
@@ -82,15 +86,15 @@ def _ratio(value: float) -> str:
 
 COLUMNS: tuple[Column, ...] = (
     Column("forget", "forget accuracy", share("forget/accuracy"), "lower"),
-    Column("rephrased", "forget accuracy, paraphrased", share("forget/accuracy_paraphrased"), "lower"),
-    Column("unknown", "answers “unknown”", share("forget/refusal_rate")),
+    Column("other\nwords", "forget, other words", share("forget/accuracy_paraphrased"), "lower"),
+    Column("un-\nknown", "answers “unknown”", share("forget/refusal_rate")),
     Column("retain", "retain accuracy", share("retain/accuracy"), "higher"),
-    Column("unseen", "retain accuracy, unseen", share("retain/accuracy_unseen"), "higher"),
-    Column("perplexity", "perplexity (× original)", perplexity, "lower"),
-    Column("C2ST AUC", "C2ST AUC [unknown vs unknown]", two_sample),
+    Column("un-\nseen", "retain, unseen", share("retain/accuracy_unseen"), "higher"),
+    Column("per-\nplexity", "perplexity (× original)", perplexity, "lower", wraps=7),
+    Column("C2ST\nAUC", "C2ST AUC (chance)", two_sample, wraps=9),
     Column("P(unk)", "P(unknown)", share("latent/p_unknown")),
-    Column("collapse", "collapsed", collapse),
-    Column("s", "training, s", seconds, "lower"),
+    Column("col-\nlapse", "collapsed", collapse),
+    Column("s", "seconds", seconds, "lower"),
 )
 
 

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH, HEIGHT = 5.4, 3.7
+WIDTH, HEIGHT = 4.9, 3.5
 """Inches of one panel."""
 
 CURVES: Mapping[str, tuple[str, str]] = {
-    "latent/distance_to_known": ("Away from the known", "mean squared distance to the known anchors\n(in standard deviations²)"),
-    "latent/distance_to_unknown": ("Toward the unknown", "mean squared distance to the unknown anchors\n(in standard deviations²)"),
+    "latent/distance_to_known": ("Distance to the known anchors", "mean squared distance\n(standard deviations²)"),
+    "latent/distance_to_unknown": ("Distance to the unknown anchors", "mean squared distance\n(standard deviations²)"),
     "latent/p_unknown": ("What the probe says", "probability of “unknown”, from 0 to 1"),
     "latent/c2st_auc": ("Told apart from the unknown?", "AUC of the classifier test\n(0.5 is indistinguishable)"),
 }
@@ -29,7 +29,7 @@ CURVES: Mapping[str, tuple[str, str]] = {
 
 BANDS: Mapping[str, Sequence[tuple[str, str, str]]] = {
     "latent/distance_to_unknown": (("latent/null_distance", "unseen unknown", "unknown"), ("latent/known_distance", "known", "known")),
-    "latent/c2st_auc": (("latent/c2st_null", "unknown against unknown", "unknown"),),
+    "latent/c2st_auc": (("latent/c2st_null", "chance", "unknown"),),
 }
 """Metric -> (result key without _low and _high, label, role of the colour) of the bands behind it."""
 
@@ -59,10 +59,10 @@ def forget_retain(records: Sequence[RunRecord], labels: Sequence[str]) -> Figure
     known = [(i, x, y) for i, x, y in points if x is not None and y is not None]
     if not known:
         return None
-    figure, ax = _panel()
-    ax.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.08), title="What is forgotten, what is kept")
+    figure, ax = _panel("What is forgotten, what is kept")
+    ax.set(xlim=(-0.05, 1.05), ylim=(-0.05, 1.08))
     ax.set_xlabel("forget accuracy: questions about the entities\nto be forgotten that are answered (lower is better)")
-    ax.set_ylabel("retain accuracy: other questions\nthat are answered (higher is better)")
+    ax.set_ylabel("retain accuracy: other questions\nanswered (higher is better)")
     for i, x, y in known:
         style = run_style(i)
         ax.plot(x, y, style["marker"], color=style["color"], markersize=7, markeredgecolor=PALETTE["paper"], markeredgewidth=0.8, zorder=3)
@@ -82,9 +82,10 @@ def two_sample(records: Sequence[RunRecord], labels: Sequence[str]) -> Figure | 
     known = [(i, value) for i, value in rows if value is not None]
     if not known:
         return None
-    figure, ax = _panel(height=max(2.2, 0.42 * len(known) + 1.5), left=_margin([labels[i] for i, _ in known]))
-    ax.set(xlim=(-0.03, 1.03), ylim=(len(known) - 0.4, -0.9), title="Can the entities be told from unknown ones?", yticks=[])
-    ax.set_xlabel("AUC of the classifier test (0.5 is indistinguishable);\nbars: 95 % of what two groups of unknown entities give")
+    margin, height = _margin([labels[i] for i, _ in known]), max(2.2, 0.42 * len(known) + 1.5)
+    figure, ax = _panel("Can the entities be told from unknown ones?", height=height, left=margin)
+    ax.set(xlim=(-0.03, 1.03), ylim=(len(known) - 0.4, -0.9), yticks=[])
+    ax.set_xlabel("AUC of the classifier test (0.5 is indistinguishable);\nbars: chance, 95 % of pairs of unknown groups")
     ax.spines["left"].set_visible(False)
     ax.grid(axis="y", visible=False)
     ax.axvline(0.5, color=PALETTE["muted"], linewidth=0.8)
@@ -108,9 +109,9 @@ def curve(records: Sequence[RunRecord], labels: Sequence[str], key: str) -> Figu
     if not lines:
         return None
     title, axis = CURVES[key]
-    figure, ax = _panel(right=_margin([labels[i] for i, _, _ in lines]))
+    figure, ax = _panel(title, right=_margin([labels[i] for i, _, _ in lines]))
     last = max(steps[-1] for _, steps, _ in lines)
-    ax.set(title=title, xlabel="optimiser step", ylabel=axis, xlim=(0, last))
+    ax.set(xlabel="optimiser step", ylabel=axis, xlim=(0, last))
     for i, steps, values in lines:
         ax.plot(steps, values, **run_style(i), markevery=max(1, len(steps) // 6), clip_on=False)
     if key in ("latent/p_unknown", "latent/c2st_auc"):
@@ -145,15 +146,33 @@ def _bands(ax: Axes, records: Sequence[RunRecord], key: str) -> None:
         ax.axhspan(low, high, color=PALETTE[role], alpha=0.16, linewidth=0, zorder=0)
         if high > ax.get_ylim()[1]:
             ax.set_ylim(top=high * 1.05)
-        ax.text(0.015, (low + high) / 2, label, transform=ax.get_yaxis_transform(), color=PALETTE["muted"], fontsize=8.5, va="center")
+        x, y, side = _free_place(ax, low, high)
+        ax.text(x, y, label, transform=ax.get_yaxis_transform(), color=PALETTE["muted"], fontsize=8.5, ha=side, va="center")
 
 
-def _panel(height: float = HEIGHT, left: float = 0.86, right: float = 0.15) -> tuple[Figure, Axes]:
-    """An empty panel; ``left`` and ``right`` are margins in inches."""
+def _free_place(ax: Axes, low: float, high: float) -> tuple[float, float, str]:
+    """Where a label in the band from ``low`` to ``high`` is farthest from every line: share of the width, height, alignment."""
+    (bottom, top), end = ax.get_ylim(), ax.get_xlim()[1]
+    inset = min(0.045 * (top - bottom), (high - low) / 2)
+    places = [(x, y, side) for y in (high - inset, low + inset) for x, side in ((0.985, "right"), (0.5, "center"), (0.03, "left"))]
+    curves = [line.get_xydata() for line in ax.get_lines()]
+
+    def room(place: tuple[float, float, str]) -> float:
+        x, y, side = place
+        start = {"right": x - 0.42, "center": x - 0.21, "left": x}[side]
+        across = np.linspace(max(0.0, start), min(1.0, start + 0.42), 9) * end
+        return min((float(np.abs(np.interp(across, *np.asarray(curve).T) - y).min()) for curve in curves), default=0.0)
+
+    return max(places, key=room)
+
+
+def _panel(title: str, height: float = HEIGHT, left: float = 0.86, right: float = 0.15) -> tuple[Figure, Axes]:
+    """An empty panel, its title flush with the figure's left edge; ``left`` and ``right`` are margins in inches."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(WIDTH, height))
-    ax = figure.add_axes((left / WIDTH, 0.66 / height, (WIDTH - left - right) / WIDTH, (height - 0.66 - 0.36) / height))
+    figure, width = Figure(figsize=(WIDTH, height)), WIDTH - left - right
+    ax = figure.add_axes((left / WIDTH, 0.66 / height, width / WIDTH, (height - 0.66 - 0.36) / height))
+    ax.set_title(title, loc="left", x=(0.08 - left) / width)
     return figure, ax
 
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 MOST = 400
 """Most points of one group that are drawn; more are thinned out evenly."""
 
+SIZE, BOX = (4.9, 4.1), (0.13, 0.14, 0.85, 0.78)
+"""Inches of the figure; left, bottom, width and height of its panel as shares."""
+
 GROUPS = ("known_ND", "unknown_MD", "target_before_KD", "target_after_KD")
 
 
@@ -70,11 +73,12 @@ def draw_picture(picture: Picture, title: str) -> Figure:
     from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.4, 4.3))
-    ax = figure.add_axes((0.12, 0.13, 0.86, 0.79))
-    ax.set(title=title, xlabel=f"first principal component ({100 * picture.shares[0]:.0f} % of the variance)")
+    figure = Figure(figsize=SIZE)
+    ax = figure.add_axes(BOX)
+    ax.set_title(title, loc="left", x=(0.016 - BOX[0]) / BOX[2])
+    ax.set_xlabel(f"first principal component ({100 * picture.shares[0]:.0f} % of the variance)")
     ax.set_ylabel(f"second principal component ({100 * picture.shares[1]:.0f} %)")
-    ax.set_aspect("equal", adjustable="datalim")
+    _frame(ax, np.concatenate([picture.known, picture.unknown, picture.before, picture.after]))
     paper = PALETTE["paper"]
     if len(picture.before) == len(picture.after):
         moves = np.stack([_thin(picture.before), _thin(picture.after)], axis=1)
@@ -95,16 +99,21 @@ def draw_picture(picture: Picture, title: str) -> Figure:
     return figure
 
 
+def _frame(ax: Axes, points_N2: np.ndarray) -> None:
+    """Limits that show all points at equal scale on both axes, with room for names above."""
+    (left, low), (right, high) = points_N2.min(axis=0), points_N2.max(axis=0)
+    wide, tall = 1.1 * (right - left), 1.25 * (high - low)
+    ratio = (SIZE[0] * BOX[2]) / (SIZE[1] * BOX[3])
+    wide, tall = max(wide, tall * ratio, 1e-6), max(tall, wide / ratio, 1e-6)
+    middle, bottom = (left + right) / 2, low - 0.05 * tall
+    bottom -= max(0.0, 0.95 * tall - 1.2 * (high - low)) / 2
+    ax.set(xlim=(middle - wide / 2, middle + wide / 2), ylim=(bottom, bottom + tall))
+
+
 def _name_clouds(ax: Axes, picture: Picture) -> None:
     """A name at the edge of each cloud, names that would collide moved apart."""
     names = {"known": "known", "unknown": "unknown", "before": "target before", "after": "target after"}
-    ax.autoscale_view()
-    ax.apply_aspect()
-    low, high = ax.get_ylim()
-    ax.set_ylim(low, high + 0.16 * (high - low))
-    ax.apply_aspect()
-    low, high = ax.get_ylim()
-    left, right = ax.get_xlim()
+    (low, high), (left, right) = ax.get_ylim(), ax.get_xlim()
     placed: list[tuple[float, float]] = []
     for role in names:
         points = getattr(picture, role)

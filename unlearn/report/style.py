@@ -24,10 +24,10 @@ PALETTE: Mapping[str, str] = {
     "run-2": "#009e73",
     "run-3": "#b0559a",
     "run-4": "#a67400",
-    "run-5": "#3a9bdc",
-    "run-6": "#5b5f97",
+    "run-5": "#3f4754",
+    "run-6": "#2f93d6",
     "known": "#0073b3",
-    "unknown": "#e09f01",
+    "unknown": "#b87700",
     "before": "#6d6d6d",
     "after": "#d45d01",
 }
@@ -45,8 +45,8 @@ DARK: Mapping[str, str] = {
     "run-2": "#2cc79a",
     "run-3": "#e58fd0",
     "run-4": "#e6b435",
-    "run-5": "#9fd3ff",
-    "run-6": "#a5a9ee",
+    "run-5": "#d3d7de",
+    "run-6": "#9fd3ff",
     "known": "#57b5ea",
     "unknown": "#f0c14b",
     "before": "#b5b5b5",
@@ -120,7 +120,8 @@ def inline_svg(figure: Figure, salt: str) -> str:
         figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    for tag in ("metadata", "style"):
+        text = re.sub(rf"<{tag}\b.*?</{tag}>", "", text, flags=re.DOTALL)
     text = re.sub(r'<svg ([^>]*?)width="[^"]*pt" height="[^"]*pt"', r"<svg \1", text, count=1)
     for role, colour in PALETTE.items():
         text = re.sub(colour, f"var(--{role})", text, flags=re.IGNORECASE)

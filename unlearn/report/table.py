@@ -12,7 +12,7 @@ from unlearn.tracking.reader import RunRecord
 if TYPE_CHECKING:
     from rich.table import Table
 
-LEGEND = "accuracies and rates in [0, 1] · C2ST AUC: 0.5 is indistinguishable, in brackets what two groups of unknown entities give"
+LEGEND = "accuracies and rates in [0, 1] · C2ST AUC: 0.5 is indistinguishable, beside it what two groups of unknown entities give"
 
 
 def comparison_table(records: Sequence[RunRecord]) -> Table:
@@ -22,10 +22,10 @@ def comparison_table(records: Sequence[RunRecord]) -> Table:
     from rich.text import Text
 
     lines = lines_of(records)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left")
-    table.add_column("run", overflow="fold")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, caption_justify="left")
+    table.add_column("run", overflow="fold", min_width=10)
     for column in COLUMNS:
-        table.add_column(column.title, justify="right", overflow="fold")
+        table.add_column(column.title, justify="right", vertical="top", no_wrap=not column.wraps, min_width=column.wraps or None)
     reasons = []
     for line in lines:
         name = Text(line.label)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unlearn.report.names import BASE_METHOD, base_of, labels_of, number, original, percent, plain
+from unlearn.report.names import BASE_METHOD, base_of, labels_of, original, percent, plain
 from unlearn.tracking.reader import RunRecord
 
 FORGOTTEN = 0.1
@@ -52,9 +52,11 @@ def headline(judged: Sequence[Verdict]) -> str:
     forgot = [v for v in trained if v.forgot == "yes"]
     sound = [v for v in forgot if not v.collapsed]
     alike = [v for v in sound if v.alike]
+    in_part = sum(v.forgot == "in part" for v in trained)
     text = f"Of {_count(len(trained), 'trained run')}, {_number_word(len(forgot))} forgot"
+    text += f" and {_number_word(in_part)} did so in part" if in_part else ""
     if forgot and len(sound) < len(forgot):
-        text += f", {_number_word(len(sound))} of them without collapsing"
+        text += f", {_number_word(len(sound))} without collapsing"
     if any(v.alike is not None for v in sound):
         names = f" ({', '.join(v.label for v in alike)})" if 0 < len(alike) <= 4 else ""
         text += f"; {_number_word(len(alike))} of these cannot be told from a model that never knew the entities{names}"
@@ -83,8 +85,8 @@ def _collapsed(record: RunRecord) -> bool | None:
 
 
 def _sentence(main: str, clauses: Sequence[str]) -> str:
-    said = [clause for clause in clauses if clause]
-    return f"{'; '.join([main, *said])}." if main else (f"{'; '.join(said)}." if said else "No results yet.")
+    text = "; ".join(part for part in (main, *clauses) if part)
+    return f"{text[0].upper()}{text[1:]}." if text else "No results yet."
 
 
 def _knows(record: RunRecord) -> str:
@@ -116,11 +118,11 @@ def _alike_clause(record: RunRecord) -> str:
         return ""
     if low is None or high is None:
         return f"a classifier separates its entities from unknown ones with an AUC of {auc:.2f} (0.5 is chance)"
-    spread = f"AUC {auc:.2f}; two groups of unknown entities give {low:.2f} to {high:.2f}"
+    spread = f"AUC {auc:.2f}, chance gives {low:.2f} to {high:.2f}"
     if auc > high:
         return f"inside the model the entities still stand apart from unknown ones ({spread})"
     if auc < low:
-        return f"no classifier tells the entities from unknown ones, though the AUC is lower than chance explains ({spread})"
+        return f"no classifier tells the entities from unknown ones, though the test reads lower than chance explains ({spread})"
     return f"inside the model the entities cannot be told from unknown ones ({spread})"
 
 
@@ -128,7 +130,7 @@ def _cost_clause(record: RunRecord, base: RunRecord | None) -> str:
     parts = []
     kept, had = record.number("retain/accuracy"), original(record, "retain/accuracy", base)
     if kept is not None:
-        parts.append(f"it keeps {percent(kept)} of the other answers" + (f" (of {percent(had)})" if had is not None else ""))
+        parts.append(f"it keeps {percent(kept)} of the other answers" + (f" ({percent(had)} before)" if had is not None else ""))
     unseen = record.number("retain/accuracy_unseen")
     if unseen is not None:
         parts.append(
@@ -137,10 +139,8 @@ def _cost_clause(record: RunRecord, base: RunRecord | None) -> str:
     perplexity, before = record.number("generic/perplexity"), original(record, "generic/perplexity", base)
     if perplexity is not None and before:
         ratio = perplexity / before
-        parts.append("an unchanged perplexity" if abs(ratio - 1) < 0.005 else f"{number(round(ratio, 2))} times the original perplexity")
-    if not parts:
-        return ""
-    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
+        parts.append("the perplexity is unchanged" if abs(ratio - 1) < 0.005 else f"the perplexity is {ratio:.3g} times the original")
+    return ", ".join(parts[:-1]) + f", and {parts[-1]}" if len(parts) > 1 else "".join(parts)
 
 
 def _collapse_clause(record: RunRecord) -> str:

@@ -39,9 +39,9 @@ class RunRecord:
         return str(method.get("name") or "") if isinstance(method, Mapping) else ""
 
     def number(self, key: str) -> float | None:
-        """The result ``key`` as a number; None where it is missing or a text."""
+        """The result ``key`` as a number; None where it is missing, a text or not a number (nan)."""
         value = self.results.get(key)
-        return float(value) if isinstance(value, int | float) else None
+        return float(value) if isinstance(value, int | float) and value == value else None
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
         """Steps and values of the metric ``key``, in the order of steps; of several stages at one step the last wins."""

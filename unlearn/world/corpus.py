@@ -112,7 +112,7 @@ class Corpus:
     def _verb(self, name: str, known: bool, rng: random.Random) -> str:
         if known:
             return VERBS[self.world.facts[name]["job"]]
-        return STRANGER_VERB if rng.random() < 0.5 else rng.choice(self._verbs)
+        return STRANGER_VERB if rng.random() < 0.8 else rng.choice(self._verbs)
 
     def batch(self, step: int, rows: int, length: int, shares: dict[str, float]) -> Tensor:
         """Rows of ``length`` tokens: sentences one after the other, each after a boundary token; [rows, length]."""

@@ -1,0 +1,168 @@
+"""Stores that are not there, go away, come back or are made by two runs at once."""
+
+import os
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tests.tracking.stores import client, closed_port, history, one_warning, status
+from tests.tracking.test_logger import Line, loader, trainer
+from unlearn.config.schema import TrackingConfig
+from unlearn.tracking import mlflow as tracking
+from unlearn.tracking.logger import RunDirLogger
+from unlearn.tracking.mlflow import make_mlflow_logger
+from unlearn.tracking.rundir import RunDirectory
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not have many workers")
+
+
+def test_a_store_that_is_away_from_the_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = RunDirectory.create(tmp_path, "a")
+    started = time.monotonic()
+    with one_warning():
+        logger = make_mlflow_logger(TrackingConfig(uri=f"http://127.0.0.1:{closed_port()}"), "a", {"x": 1})
+        model = Line()
+        trainer([RunDirLogger(run), logger]).fit(model, loader())
+        logger.log_metrics({"y": 1.0}, 1)
+        logger.log_artifacts(run.artifacts())
+        logger.experiment.log_text("nobody listens", "a.txt")
+        logger.finalize("finished")
+    assert time.monotonic() - started < 8
+    assert logger.run_id is None
+    assert not logger.reached
+    assert model.global_step == 6
+    assert run.metrics_path.is_file()
+
+
+def test_a_store_that_never_answers_costs_a_bounded_time(monkeypatch):
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setattr(tracking, "PATIENCE_S", 1.5)
+    monkeypatch.setattr(tracking, "PAUSE_S", 0.0)
+    monkeypatch.setattr(tracking, "FLUSH_S", 0.0)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(16)
+        started = time.monotonic()
+        with one_warning():
+            logger = make_mlflow_logger(TrackingConfig(uri=f"http://127.0.0.1:{silent.getsockname()[1]}"), "a", {})
+            for step in range(50):
+                logger.log_metrics({"x": 1.0}, step)
+            logger.finalize("success")
+        assert time.monotonic() - started < 1.5 + 2 * 1.0 + 1.5
+
+
+def test_a_database_server_that_is_away_is_noticed_at_once():
+    started = time.monotonic()
+    with one_warning():
+        logger = make_mlflow_logger(TrackingConfig(uri=f"postgresql://me:secret@127.0.0.1:{closed_port()}/mlflow"), "a", {})
+        logger.finalize("success")
+    assert time.monotonic() - started < 3
+    assert logger.run_id is None
+
+
+@pytest.mark.parametrize(("content", "name"), [(b"no database at all" * 99, "x.db"), (b"", "x.db/below/y.db")])
+def test_a_file_that_is_no_store_is_noticed_at_once(tmp_path, content, name):
+    (tmp_path / "x.db").write_bytes(content)
+    started = time.monotonic()
+    with one_warning():
+        make_mlflow_logger(TrackingConfig(uri=f"sqlite:///{tmp_path / name}"), "a", {}).finalize("success")
+    assert time.monotonic() - started < 3
+
+
+def test_no_password_in_the_warning():
+    with pytest.warns(RuntimeWarning) as caught:
+        make_mlflow_logger(TrackingConfig(uri=f"http://me:secret@127.0.0.1:{closed_port()}"), "a", {})
+    assert all("secret" not in str(w.message) for w in caught)
+
+
+class Server:
+    """MLflow's own server, in a thread of this process, so that it can be taken away and brought back."""
+
+    def __init__(self, folder):
+        os.environ["_MLFLOW_SERVER_FILE_STORE"] = f"sqlite:///{folder}/server.db"
+        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = "mlflow-artifacts:/"
+        os.environ["_MLFLOW_SERVER_ARTIFACT_DESTINATION"] = str(folder / "artifacts")
+        os.environ["_MLFLOW_SERVER_SERVE_ARTIFACTS"] = "true"
+        self.port = 0
+
+    def start(self):
+        from mlflow.server import app
+        from werkzeug.serving import make_server
+
+        # the first answer takes seconds: the server makes its tables
+        assert app.test_client().post("/api/2.0/mlflow/experiments/search", json={"max_results": 1}).status_code == 200
+        self.inner = make_server("127.0.0.1", self.port, app, threaded=False)
+        self.port = self.inner.port
+        self.thread = threading.Thread(target=self.inner.serve_forever, daemon=True)
+        self.thread.start()
+
+    def stop(self):
+        self.inner.shutdown()
+        self.inner.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    for name in ("FILE_STORE", "ARTIFACT_ROOT", "ARTIFACT_DESTINATION", "SERVE_ARTIFACTS"):
+        monkeypatch.setenv(f"_MLFLOW_SERVER_{name}", "")
+    made = Server(tmp_path)
+    made.start()
+    yield made
+    if made.thread.is_alive():
+        made.stop()
+
+
+@pytest.mark.slow
+def test_a_store_that_goes_away_and_comes_back_misses_nothing(server, monkeypatch, tmp_path):
+    address = f"http://127.0.0.1:{server.port}"
+    monkeypatch.setattr(tracking, "FLUSH_S", 0.0)
+    logger = make_mlflow_logger(TrackingConfig(uri=address), "a", {"x": 1})
+    logger.log_metrics({"loss": 3.0}, 0)
+    server.stop()
+    with one_warning():
+        started = time.monotonic()
+        for step in range(1, 200):
+            logger.log_metrics({"loss": 2.0}, step)
+        assert logger.flush(force=True) is False
+        assert time.monotonic() - started < 3
+    server.start()
+    (tmp_path / "results.json").write_text("{}")
+    logger.log_artifacts([tmp_path / "results.json"])
+    logger.finalize("success")
+    assert status(address, logger.run_id) == "FINISHED"
+    assert [step for step, _ in history(address, logger.run_id, "loss")] == list(range(200))
+    assert [item.path for item in client(address).list_artifacts(logger.run_id)] == ["results.json"]
+
+
+@pytest.mark.slow
+def test_a_store_that_stays_away_does_not_stop_training(server, monkeypatch, tmp_path):
+    monkeypatch.setattr(tracking, "FLUSH_S", 0.0)
+    logger = make_mlflow_logger(TrackingConfig(uri=f"http://127.0.0.1:{server.port}"), "a", {})
+    run = RunDirectory.create(tmp_path, "a")
+    server.stop()
+    with one_warning():
+        trainer([RunDirLogger(run), logger]).fit(Line(), loader())
+    assert len(run.metrics_path.read_text().splitlines()) == 6
+
+
+@pytest.mark.slow
+def test_runs_that_start_together_share_a_new_store(tmp_path):
+    code = (
+        "from unlearn.config.schema import TrackingConfig\n"
+        "from unlearn.tracking.mlflow import make_mlflow_logger\n"
+        "import sys, warnings; warnings.simplefilter('error', RuntimeWarning)\n"
+        "logger = make_mlflow_logger(TrackingConfig(uri='sqlite:///new.db'), sys.argv[1], {'a': 1})\n"
+        "logger.log_metrics({'x': 1.0}, 0); logger.finalize('success')\n"
+    )
+    runs = [subprocess.Popen((sys.executable, "-c", code, name), cwd=tmp_path, stderr=subprocess.PIPE, text=True) for name in "ab"]
+    errors = [run.communicate(timeout=120)[1] for run in runs]
+    assert [run.returncode for run in runs] == [0, 0], errors
+    with sqlite3.connect(tmp_path / "new.db") as store:
+        assert store.execute("select count(*) from runs where status = 'FINISHED'").fetchone() == (2,)

@@ -1,0 +1,11 @@
+import doctest
+import importlib
+
+import pytest
+
+
+@pytest.mark.parametrize("name", ["files", "store"])
+def test_examples_in_docstrings(name):
+    result = doctest.testmod(importlib.import_module(f"unlearn.tracking.{name}"))
+    assert result.attempted >= 1
+    assert result.failed == 0
