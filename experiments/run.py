@@ -1,9 +1,9 @@
 """The script for launchers: the same as ``unlearn run``, one process per device.
 
-    fabric run --devices 2 experiments/run.py CONFIG [key=value ...]
-    torchrun --nproc-per-node 2 experiments/run.py CONFIG [key=value ...]
-    srun python experiments/run.py CONFIG [key=value ...]
-    python experiments/run.py CONFIG [key=value ...]
+fabric run --devices 2 experiments/run.py CONFIG [key=value ...]
+torchrun --nproc-per-node 2 experiments/run.py CONFIG [key=value ...]
+srun python experiments/run.py CONFIG [key=value ...]
+python experiments/run.py CONFIG [key=value ...]
 """
 
 import sys

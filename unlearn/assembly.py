@@ -138,8 +138,8 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
         made = [b for _, b in batches(rows, config.evaluation.batch_size, reader.pad_id)]
         return [TokenBatch(*(t.to(device) for t in b)) for b in made]
 
-    model_id = identity(config.model.path or assets.model, config.model.revision)  # type: ignore[union-attr]
-    sae_id = identity(config.sae.path or (f"{config.sae.release}/{config.sae.sae_id}" if config.sae.release else assets.sae))  # type: ignore[union-attr]
+    model_id = identity(config.model.path or assets.model, config.model.revision)
+    sae_id = identity(config.sae.path or (f"{config.sae.release}/{config.sae.sae_id}" if config.sae.release else assets.sae))
     frozen = _key(
         model_id, sae_id, data.fingerprint, source.prompt_format, config.model.dtype, layer, config.latents, config.data.max_length
     )

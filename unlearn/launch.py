@@ -10,11 +10,10 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from unlearn.errors import ConfigError
 
 if TYPE_CHECKING:
+    import torch
     from lightning.pytorch import Callback
     from lightning.pytorch.loggers import Logger
 
@@ -28,6 +27,15 @@ LAUNCHER: Mapping[str, str] = {
     "precision": "LT_PRECISION",
 }
 DEFAULTS: Mapping[str, str] = {"accelerator": "auto", "devices": "auto", "num_nodes": "1", "strategy": "auto", "precision": "32-true"}
+
+
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
+
+
+def is_rank_zero() -> bool:
+    """Whether this process is the one that writes; launchers and Lightning set these variables in every process they start."""
+    ranks = [os.environ[name] for name in RANK_VARIABLES if os.environ.get(name)]
+    return not ranks or ranks[0] == "0"
 
 
 def trainer_settings(config: TrainerConfig, environment: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -68,7 +76,7 @@ def make_trainer(
         devices=_devices(settings["devices"]),
         num_nodes=int(settings["num_nodes"]),
         strategy=settings["strategy"],
-        precision=settings["precision"],  # type: ignore[arg-type]
+        precision=settings["precision"],
         max_steps=optim.steps,
         max_epochs=-1,
         accumulate_grad_batches=config.accumulate,
@@ -76,7 +84,7 @@ def make_trainer(
         callbacks=callbacks,
         logger=loggers,
         enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
-        enable_progress_bar=config.progress_bar,
+        enable_progress_bar=False,
         enable_model_summary=False,
         log_every_n_steps=1,
         use_distributed_sampler=False,
@@ -86,6 +94,8 @@ def make_trainer(
 
 def frozen_device(settings: Mapping[str, str]) -> torch.device:
     """Device on which the frozen model is read before training starts."""
+    import torch
+
     if settings["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")

@@ -44,9 +44,9 @@ class Entry:
         """``path:line`` of the class, relative to the package's parent."""
         return f"{self.module.replace('.', '/')}.py:{self.line}"
 
-    def load(self) -> type:
+    def load(self) -> Any:
         """Import the file and return the class."""
-        return getattr(importlib.import_module(self.module), self.qualname)  # type: ignore[no-any-return]
+        return getattr(importlib.import_module(self.module), self.qualname)
 
 
 def _facts(node: ast.ClassDef) -> dict[str, Any]:

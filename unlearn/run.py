@@ -36,6 +36,7 @@ from unlearn.config.load import load_config
 from unlearn.config.plugins import plugin_schemas
 from unlearn.config.schema import RunConfig
 from unlearn.errors import RunError, UnlearnError
+from unlearn.launch import is_rank_zero
 from unlearn.tracking.files import read_json
 from unlearn.tracking.manifest import update_manifest, write_manifest
 from unlearn.tracking.rundir import RunDirectory, is_run, run_path
@@ -54,22 +55,27 @@ def execute(config: RunConfig, *, force: bool = False) -> Path:
         UnlearnError: anything else a user can act on.
     """
     path = run_path(config.out, config.name)
+    if not is_rank_zero():
+        return _go(config, RunDirectory(path), checkpoint=None)
     if path.exists() and is_run(path) and not force:
-        same = read_json(path / "manifest.json").get("fingerprint") == fingerprint(config)
-        state = read_json(path / "status").get("state")
-        if same and state == "finished":
+        _check_place(config, path)
+        if read_json(path / "status").get("state") == "finished":
             _say(f"{config.name}: finished before with the same configuration, kept (--force runs it again)")
             return path
-        if same:
-            raise RunError(
-                f"{path} must be a new or a finished run; found one that is {state}. Go on with --resume {path}, or start over with --force."
-            )
-        raise RunError(
-            f"{path} must be a new folder; found a run with another configuration. Take another name, or replace it with --force."
-        )
     run = RunDirectory.create(config.out, config.name, exist="replace" if force else "error")
     run.write_config(to_yaml(config))
     return _go(config, run, checkpoint=None)
+
+
+def _check_place(config: RunConfig, path: Path) -> None:
+    """Refuse a folder that holds another configuration's run, or this one's unfinished."""
+    if read_json(path / "manifest.json").get("fingerprint") != fingerprint(config):
+        raise RunError(f"{path} must be a new folder; found a run with another configuration. Take another name, or replace it by --force.")
+    state = read_json(path / "status").get("state")
+    if state != "finished":
+        raise RunError(
+            f"{path} must be new or finished; found a run that is {state}. Go on with --resume {path}, or start over by --force."
+        )
 
 
 def resume(path: str | Path) -> Path:
@@ -79,11 +85,12 @@ def resume(path: str | Path) -> Path:
         RunError: the folder is no run, or the run has finished.
     """
     run = RunDirectory.open(path)
-    if read_json(run.status_path).get("state") == "finished":
+    if is_rank_zero() and read_json(run.status_path).get("state") == "finished":
         raise RunError(f"{path} must be an unfinished run to be resumed; found one that has finished.")
     config = load_config(run.config_path, schemas=plugin_schemas())
     checkpoint = run.checkpoints / "last.ckpt"
-    run.set_status("running")
+    if is_rank_zero():
+        run.set_status("running")
     return _go(config, run, checkpoint if checkpoint.exists() else None)
 
 
@@ -113,6 +120,8 @@ def _tracker(assembly: Assembly) -> Logger | None:
     from unlearn.tracking.mlflow import make_mlflow_logger
 
     config, run = assembly.config, assembly.run
+    if not is_rank_zero():
+        return None
     kept = read_json(run.manifest_path).get("mlflow_run_id")
     manifest = write_manifest(run, config, assembly.facts)
     versions = {f"version.{name}": version for name, version in manifest["versions"].items()}
@@ -137,6 +146,7 @@ def _fit(assembly: Assembly, tracker: Logger | None, checkpoint: Path | None) ->
     """Train; a method that trains nothing is measured only."""
     from unlearn.callbacks.collapse import CollapseMonitor
     from unlearn.callbacks.guard import GracefulStop, NonFiniteGuard, checkpoints
+    from unlearn.callbacks.progress import StepBar
     from unlearn.launch import make_trainer
     from unlearn.tracking.logger import RunDirLogger
 
@@ -147,22 +157,28 @@ def _fit(assembly: Assembly, tracker: Logger | None, checkpoint: Path | None) ->
         callbacks = [
             assembly.cost, NonFiniteGuard(run.checkpoints), assembly.latent, CollapseMonitor(assembly.suite, every), assembly.evaluation,
             checkpoints(run.checkpoints, config.trainer.checkpoint_every), GracefulStop(run.checkpoints),
+            *([StepBar(config.name)] if config.trainer.progress_bar else []),
         ]  # fmt: skip
         loggers = [RunDirLogger(run), *([tracker] if tracker else [])]
         trainer = make_trainer(config.trainer, config.optim, callbacks, loggers, assembly.settings)
-        trainer.fit(module, datamodule=assembly.datamodule, ckpt_path=checkpoint, weights_only=True)
+        try:
+            trainer.fit(module, datamodule=assembly.datamodule, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit as ending:  # Lightning's word for Ctrl-C
+            if isinstance(ending.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None
+            raise
     else:
         with stage("measurement"):
             assembly.evaluation.measure(module.lm)
             assembly.latent.picture(module.lm)
-    run.write_results(assembly.cost.results())
+    if is_rank_zero():
+        run.write_results(assembly.cost.results())
 
 
 def _close(assembly: Assembly, tracker: Logger | None) -> None:
-    """Say that the run has finished, in the folder and in MLflow."""
+    """Log the results and say that the run has finished."""
     run = assembly.run
-    run.set_status("finished")
-    if tracker is not None:
+    if tracker is not None and is_rank_zero():
         numbers = {k: v for k, v in read_json(run.results_path).items() if isinstance(v, int | float)}
         tracker.log_metrics(numbers, step=assembly.config.optim.steps)
     _end(run, tracker, "finished", "")
@@ -170,6 +186,8 @@ def _close(assembly: Assembly, tracker: Logger | None) -> None:
 
 def _end(run: RunDirectory, tracker: Logger | None, state: str, reason: str) -> None:
     """Write the status, and close the MLflow run with what is in the folder."""
+    if not is_rank_zero():
+        return
     run.set_status(state, reason)
     if tracker is not None:
         tracker.log_artifacts(run.artifacts())
@@ -179,12 +197,16 @@ def _end(run: RunDirectory, tracker: Logger | None, state: str, reason: str) -> 
 def _say(text: str) -> None:
     from rich.console import Console
 
-    Console(stderr=True, highlight=False).print(text)
+    if is_rank_zero():
+        Console(stderr=True, highlight=False).print(text, markup=False)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Lightning's and other libraries' small talk off the terminal; warnings of ours stay."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
     names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
     before = {name: logging.getLogger(name).level for name in names}
     for name in names:

@@ -40,7 +40,14 @@ def test_a_run_leaves_measurements_results_samples_and_a_picture(tmp_path: Path)
     for key in ("latent/c2st_auc", "latent/p_unknown", "latent/distance_to_known", "generic/perplexity", "collapse/hidden_norm_drift"):
         assert [row["step"] for row in rows if row["key"] == key] == [0, 2, 4, 5]
     results = json.loads(run.results_path.read_text())
-    for key in ("forget/accuracy", "forget/accuracy_paraphrased", "retain/accuracy_unseen", "unknown/refusal_rate", "latent/mmd_p_value", "collapse/reason"):
+    for key in (
+        "forget/accuracy",
+        "forget/accuracy_paraphrased",
+        "retain/accuracy_unseen",
+        "unknown/refusal_rate",
+        "latent/mmd_p_value",
+        "collapse/reason",
+    ):
         assert key in results
     last = [row["value"] for row in rows if row["key"] == "latent/distance_to_known"][-1]
     assert abs(results["latent/distance_to_known"] - last) < 1e-5

@@ -47,7 +47,14 @@ def test_truth_ratio_is_read_by_scope(made: Toy) -> None:
 
 
 def test_measures_rows_with_wrong_answers(made: Toy) -> None:
-    row = Row(row_id=0, entity="Ann Lee", prompt="Where was Ann Lee born?", answer="Paris", mentions=("Ann Lee",), perturbed_answers=("London", "Rome"))
+    row = Row(
+        row_id=0,
+        entity="Ann Lee",
+        prompt="Where was Ann Lee born?",
+        answer="Paris",
+        mentions=("Ann Lee",),
+        perturbed_answers=("London", "Rome"),
+    )
     values = measure_answers(made.lm, [row, made.data.evaluation["forget"][1]], made.reader()).values
     prompt = "Question: Where was Ann Lee born?\nAnswer: "
 

@@ -31,7 +31,9 @@ def test_distance_by_hand(made: Toy) -> None:
     meter = made.meter(EvaluationConfig())
     target = meter.activations(made.lm, "forget")
     latents = made.selection.latents_S
-    x, known, unknown = (made.sae.preactivations(h)[:, latents] for h in (target, *(b["entity_end"] for b in (made.banks.known, made.banks.unknown))))
+    x, known, unknown = (
+        made.sae.preactivations(h)[:, latents] for h in (target, *(b["entity_end"] for b in (made.banks.known, made.banks.unknown)))
+    )
     scale = torch.cat([known, unknown]).std(0)
     np.testing.assert_allclose(meter.distance(target, "known"), (((x - known.mean(0)) / scale) ** 2).mean(1), rtol=1e-4)
     np.testing.assert_allclose(meter.distance(target, "unknown"), (((x - unknown.mean(0)) / scale) ** 2).mean(1), rtol=1e-4)

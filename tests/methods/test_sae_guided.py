@@ -107,7 +107,16 @@ def test_training_brings_the_target_to_the_unknown_mean(made: Toy) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("objective", "prototyp"), ("space", "latents"), ("position", "end"), ("push", -1.0), ("temperature", 0.0), ("forget_weight", -1.0), ("retain_kl", -0.1), ("retain_hidden", -2.0)],
+    [
+        ("objective", "prototyp"),
+        ("space", "latents"),
+        ("position", "end"),
+        ("push", -1.0),
+        ("temperature", 0.0),
+        ("forget_weight", -1.0),
+        ("retain_kl", -0.1),
+        ("retain_hidden", -2.0),
+    ],
 )
 def test_bad_settings_name_their_key(key: str, value: object) -> None:
     with pytest.raises(ConfigError, match=f"method.{key} must be"):

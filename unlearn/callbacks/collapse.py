@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class CollapseMonitor(Callback):
-    """Logs ``generic/perplexity``, ``generic/kl_to_base`` (nats per token) and ``collapse/hidden_norm_drift`` (relative) every ``every`` steps."""
+    """Logs ``generic/perplexity``, ``generic/kl_to_base`` (nats per token), ``collapse/hidden_norm_drift`` (relative), when due."""
 
     def __init__(self, suite: Suite, every: int) -> None:
         """Measure with ``suite`` every ``every`` steps (0: first and last only)."""

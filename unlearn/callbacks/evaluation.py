@@ -40,7 +40,7 @@ def sample_rows(evaluation: Mapping[str, Sequence[Row]], n: int) -> list[tuple[s
 class Evaluation(Callback):
     """Measures everything when training ends and writes ``results.json`` and ``samples.jsonl``.
 
-    Result keys are listed in ``unlearn.evaluation``: ``forget/*``, ``retain/*``, ``unknown/*``, ``generic/*``, ``latent/*``, ``collapse/*``.
+    Result keys (listed in ``unlearn.evaluation``): ``forget/*``, ``retain/*``, ``unknown/*``, ``generic/*``, ``latent/*``, ``collapse/*``.
     """
 
     def __init__(self, suite: Suite, run: RunDirectory, samples: int) -> None:

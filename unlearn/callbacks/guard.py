@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
 
 from unlearn.callbacks.schedule import step_finished
 from unlearn.errors import RunError
@@ -80,13 +82,18 @@ class GracefulStop(Callback):
     def __init__(self, folder: Path) -> None:
         """Write the checkpoint to ``folder``."""
         self.folder = folder
-        self.asked = False
+        self.asked = self.saved = False
         self.previous: dict[int, Any] = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        self._say("stopping after this step; press Ctrl-C again to stop at once")
+
+    @rank_zero_only
+    def _say(self, text: str) -> None:
+        Console(stderr=True).print(text)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen."""
@@ -94,9 +101,14 @@ class GracefulStop(Callback):
             self.previous = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Save and stop when asked to."""
+        """Save when asked to and the step is whole; its metrics are logged after this."""
         if self.asked and step_finished(trainer) and trainer.global_step < trainer.max_steps:
             trainer.save_checkpoint(self.folder / CHECKPOINT)
+            self.saved = True
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Stop after saving."""
+        if self.saved:
             raise KeyboardInterrupt
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

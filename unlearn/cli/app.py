@@ -96,8 +96,15 @@ def list_command(
     kind: Annotated[
         str | None, typer.Argument(metavar="[methods|sources]", help="What to list; everything if left out.", show_default=False)
     ] = None,
+    readme: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables into a README instead.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="With --readme: only say whether it is up to date.")] = False,
 ) -> None:
     """Show the plug-ins: methods with their papers, data sources."""
+    if readme is not None:
+        from unlearn.cli.readme import update
+
+        update(readme, check)
+        return
     from unlearn.cli.catalogue import show
 
     show(kind)

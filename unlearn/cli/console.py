@@ -13,20 +13,12 @@ from unlearn.errors import ConfigError, UnlearnError
 PLAIN_WIDTH = 100
 """Columns of output that goes to a file or a pipe, unless COLUMNS says otherwise."""
 
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
-
 
 def console(stderr: bool = False) -> Console:
     """A console on standard output or standard error, as they are now."""
     stream = sys.stderr if stderr else sys.stdout
     fixed = not stream.isatty() and "COLUMNS" not in os.environ
     return Console(stderr=stderr, highlight=False, width=PLAIN_WIDTH if fixed else None)
-
-
-def is_rank_zero() -> bool:
-    """Whether this process is the one that talks; launchers and Lightning set these variables in every process they start."""
-    ranks = [os.environ[name] for name in RANK_VARIABLES if os.environ.get(name)]
-    return not ranks or ranks[0] == "0"
 
 
 def complain(error: UnlearnError) -> None:

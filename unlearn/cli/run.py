@@ -12,9 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 from unlearn.cli.arguments import load
-from unlearn.cli.console import complain, console, is_rank_zero, note
+from unlearn.cli.console import complain, console, note
 from unlearn.config.fingerprint import fingerprint
 from unlearn.errors import ConfigError, UnlearnError
+from unlearn.launch import is_rank_zero
 from unlearn.tracking.files import read_json
 from unlearn.tracking.reader import read_run, read_runs
 from unlearn.tracking.rundir import STATUS, is_run, run_path

@@ -162,8 +162,8 @@ class LatentMeter:
     def frozen(self, lm: PreTrainedModel, selection: Selection) -> dict[str, float]:
         """What only the frozen model is asked for: calibration of everything above.
 
-        ``latent/probe_auc`` (held-out known against held-out unknown), ``latent/c2st_null_low`` and ``_high`` (the 95 % interval of the
-        C2ST between two groups of unknown entities of the same sizes), ``latent/null_distance_low`` and ``_high`` (5-95 % of the distance of
+        ``latent/probe_auc`` (held-out known against held-out unknown), ``latent/c2st_null_low`` and ``_high`` (95 % interval of the C2ST
+        between two groups of unknown entities of the same sizes), ``latent/null_distance_low`` and ``_high`` (5-95 % of the distance of
         held-out unknown entities to the unknown mean), ``latent/best_known_separation`` and ``latent/best_unknown_separation``.
         """
         from sklearn.metrics import roc_auc_score

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -111,7 +112,7 @@ class Suite:
         self.base = measured
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(path.name + ".tmp")
+            temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
             temporary.write_text(json.dumps({"results": measured.results, "texts": measured.texts}), encoding="utf-8")
             temporary.replace(path)
         return self.base
@@ -127,7 +128,7 @@ class Suite:
             **calibration,
             **measured.results,
             "generic/perplexity_base": base["generic/perplexity"],
-            "retain/accuracy_base": base["retain/accuracy"],
+            **{f"{key}_base": base[key] for key in ("forget/accuracy", "forget/accuracy_paraphrased", "retain/accuracy") if key in base},
             "collapse/flag": float(judged.flag),
             "collapse/reason": judged.reason,
         }

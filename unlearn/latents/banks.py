@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ class Banks:
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {f"{side}.{p}": t.contiguous() for side in SIDES for p, t in getattr(self, side).items()}
         tensors["matched_ids"] = self.matched_ids
-        temporary = path.with_name(path.name + ".tmp")
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         save_file(tensors, temporary, metadata={"layer": str(self.layer)})
         temporary.replace(path)
 

@@ -46,8 +46,8 @@ class Method(nn.Module, ABC):
     """Turns four streams into named loss terms; never logs, never steps an optimiser.
 
     A plug-in is one file: its paper, a config dataclass, a pure loss and this thin class, which fetches the arguments of the loss.
-    ``name``, ``family``, ``summary``, ``paper``, ``streams`` and ``needs`` are literals in the class body, so that they can be listed without
-    importing the file.
+    ``name``, ``family``, ``summary``, ``paper``, ``streams`` and ``needs`` are literals in the class body, so that they can be
+    listed without importing the file.
     """
 
     name: ClassVar[str]

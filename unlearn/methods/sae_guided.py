@@ -92,6 +92,7 @@ class SAEGuided(Method):
     reference_streams = ("retain", "known", "unknown")
     Config = SAEGuidedConfig
     config: SAEGuidedConfig
+    latents_S: Tensor
 
     def __init__(self, config: SAEGuidedConfig, context: MethodContext) -> None:
         super().__init__(config, context)

@@ -64,9 +64,7 @@ class Corpus:
     A batch is a pure function of (seed, step): building twice gives the same model.
     """
 
-    def __init__(
-        self, world: Encyclopaedia, tokenizer: PreTrainedTokenizerFast, *, seed: int, known: Sequence[str] | None = None
-    ) -> None:
+    def __init__(self, world: Encyclopaedia, tokenizer: PreTrainedTokenizerFast, *, seed: int, known: Sequence[str] | None = None) -> None:
         self.world, self.seed = world, seed
         self.known = tuple(world.known if known is None else known)
         self.boundary = int(tokenizer.bos_token_id)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Collection
 
-SYLLABLES: tuple[str, ...] = tuple("bel dor fen kal lim mar nor pan rin sol tam vek wen yor zan hul".split())
+SYLLABLES: tuple[str, ...] = tuple(
+    ["bel", "dor", "fen", "kal", "lim", "mar", "nor", "pan", "rin", "sol", "tam", "vek", "wen", "yor", "zan", "hul"]
+)
 """Every syllable may stand in each of the four places of a name."""
 
 N_NAMES = len(SYLLABLES) ** 4

@@ -12,9 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 from unlearn.world.progress import steps_bar
 
 
-def tiny_llama(
-    tokenizer: PreTrainedTokenizerBase, *, blocks: int, width: int, heads: int, max_length: int, seed: int
-) -> LlamaForCausalLM:
+def tiny_llama(tokenizer: PreTrainedTokenizerBase, *, blocks: int, width: int, heads: int, max_length: int, seed: int) -> LlamaForCausalLM:
     """A Llama with random weights drawn from ``seed``, tied embeddings and feed-forward layers of 4 * width.
 
     The global random state is left as it was.

@@ -56,7 +56,19 @@ class WorldSpec:
     """packed rows whose activations the SAEs are trained on, >= 1"""
 
     def __post_init__(self) -> None:
-        for name in ("n_known", "n_tail", "n_unknown", "n_heldout", "blocks", "heads", "steps", "batch_rows", "sae_k", "sae_steps", "sae_rows"):
+        for name in (
+            "n_known",
+            "n_tail",
+            "n_unknown",
+            "n_heldout",
+            "blocks",
+            "heads",
+            "steps",
+            "batch_rows",
+            "sae_k",
+            "sae_steps",
+            "sae_rows",
+        ):
             check(getattr(self, name) >= 1, f"data.{name}", ">= 1", getattr(self, name))
         check(self.width >= 1 and self.width % (2 * self.heads) == 0, "data.width", "a multiple of 2 * heads", self.width)
         check(self.row_tokens >= 16, "data.row_tokens", ">= 16", self.row_tokens)

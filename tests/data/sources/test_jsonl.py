@@ -167,7 +167,7 @@ def test_bad_lines_are_reported_together(tmp_path):
 
 def test_entities_that_no_row_names(tmp_path):
     records = base() + [line("Where was he born?", "There", f"Q{i}", "forget") for i in range(7)]
-    assert message(tmp_path, records) == (
+    assert message(tmp_path, records, unnamed_rows=True) == (
         "Entities of split forget must be named in one of their rows (as entity or one of aliases); not named: Q0, Q1, Q2, Q3, Q4."
     )
 

@@ -40,6 +40,8 @@ class JsonlConfig(SourceConfig):
     """invented names in the unknown stream where the files hold no unknown rows, >= 1"""
     heldout_names: int = 40
     """invented names that are only measured, likewise, >= 1"""
+    unnamed_rows: bool = False
+    """whether a row may leave its entity unnamed (it then has no entity position); otherwise such a row is an error"""
     refusals: list[str] = field(default_factory=lambda: list(REFUSALS))
     """answers that count as "unknown"; unknown rows without an answer get one of them"""
 
@@ -143,8 +145,7 @@ class JsonlSource(Source):
                 )
         return rows
 
-    @staticmethod
-    def _row(row_id: int, record: Mapping[str, Any], refusal: str) -> Row:
+    def _row(self, row_id: int, record: Mapping[str, Any], refusal: str) -> Row:
         question, answer, entity = record.get("question", ""), record.get("answer", refusal), record.get("entity", "")
         forms = (entity, *record.get("aliases", ()))
         return Row(
@@ -152,7 +153,7 @@ class JsonlSource(Source):
             entity=entity,
             prompt=question,
             answer=answer,
-            mentions=forms if find_mention(question, answer, forms) is not None else (),
+            mentions=() if self.config.unnamed_rows and find_mention(question, answer, forms) is None else forms,
             attribute=record.get("attribute", ""),
             template=record.get("template", ""),
             paraphrased_answer=record.get("paraphrased_answer", ""),

@@ -1,0 +1,5 @@
+"""``python -m unlearn``: the command line."""
+
+from unlearn.cli import main
+
+main()

@@ -1,0 +1,64 @@
+"""The generated parts of a README: tables of plug-ins, from the registry; and a table of results, from a study."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from unlearn.errors import UnlearnError
+from unlearn.registry import Entry, entries
+
+
+def methods_table() -> str:
+    """Markdown table of the methods."""
+    lines = ["| method | family | what it does | needs | paper |", "|---|---|---|---|---|"]
+    for entry in entries("method").values():
+        paper = str(entry.facts.get("paper") or "")
+        link = f"[{paper.rsplit('/', 1)[-1]}]({paper})" if paper else "-"
+        needs = ", ".join(entry.facts.get("needs") or ()).replace("_", " ") or "-"
+        lines.append(f"| [`{entry.name}`]({_file(entry)}) | {entry.facts.get('family', '')} | {entry.facts['summary']} | {needs} | {link} |")
+    return "\n".join(lines)
+
+
+def sources_table() -> str:
+    """Markdown table of the data sources."""
+    lines = ["| source | what it serves |", "|---|---|"]
+    lines += [f"| [`{entry.name}`]({_file(entry)}) | {entry.facts['summary']} |" for entry in entries("source").values()]
+    return "\n".join(lines)
+
+
+def _file(entry: Entry) -> str:
+    return entry.origin.rsplit(":", 1)[0]
+
+
+PARTS = {"methods": methods_table, "sources": sources_table}
+
+
+def filled(text: str) -> str:
+    """``text`` with every generated part between ``<!-- name -->`` and ``<!-- /name -->`` made anew.
+
+    Raises:
+        UnlearnError: a pair of marks is missing.
+    """
+    for name, make in PARTS.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise UnlearnError(f"The README must hold <!-- {name} --> and <!-- /{name} -->; found no such pair.")
+        table = make()
+        text = pattern.sub(lambda match, table=table: f"{match[1]}{table}\n{match[2]}", text)  # type: ignore[misc]
+    return text
+
+
+def update(path: Path, check: bool) -> None:
+    """Write the generated parts of ``path``, or with ``check`` complain when one is out of date.
+
+    Raises:
+        UnlearnError: with ``check``, the file is not as it would be written.
+    """
+    old = path.read_text(encoding="utf-8")
+    new = filled(old)
+    if new == old:
+        return
+    if check:
+        raise UnlearnError(f"{path} must hold the tables that the registry gives; found older ones. Run make docs.")
+    path.write_text(new, encoding="utf-8")
