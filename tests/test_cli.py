@@ -463,3 +463,13 @@ class TestProcess:
         done = command("--help")
         assert done.code == 0
         assert all(name in done.out for name in ("run", "compare", "list", "doctor", "config"))
+
+
+def test_a_study_on_several_devices_needs_a_launcher(command, executed, folder, monkeypatch):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    said = command("run", folder / "study.yaml", "trainer.devices=2")
+    assert said.code == 2
+    assert "trainer.devices must be 1 for a study of 2 runs" in " ".join(said.err.split())
+    assert not executed.calls
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    assert command("run", folder / "study.yaml", "trainer.devices=2").code == 0

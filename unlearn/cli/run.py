@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from rich.text import Text
 from unlearn.cli.arguments import load
 from unlearn.cli.console import complain, console, note
 from unlearn.config.fingerprint import fingerprint
+from unlearn.config.schema import RunConfig
 from unlearn.errors import ConfigError, UnlearnError
 from unlearn.launch import is_rank_zero
 from unlearn.tracking.files import read_json
@@ -29,6 +31,7 @@ def start(words: Sequence[str], only: Sequence[str], force: bool) -> None:
         typer.Exit: with 2 if a run failed, 130 if interrupted.
     """
     configs = load(words, only)
+    _check_launch(configs)
     from unlearn.run import execute
 
     paths: list[Path] = []
@@ -47,6 +50,21 @@ def start(words: Sequence[str], only: Sequence[str], force: bool) -> None:
     if failed:
         note(f"{len(failed)} of {len(configs)} runs failed: {', '.join(failed)}")
         raise typer.Exit(2)
+
+
+def _check_launch(configs: Sequence[RunConfig]) -> None:
+    """Refuse a study on several devices in one process: Lightning starts the other processes anew for each run, from the first run on.
+
+    Raises:
+        ConfigError: several runs, several devices, and no launcher that has started the processes.
+    """
+    many = [c for c in configs if c.trainer.devices not in (None, "1", "auto")]
+    launched = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ
+    if len(configs) > 1 and many and not launched:
+        raise ConfigError(
+            f"trainer.devices must be 1 for a study of {len(configs)} runs started by `unlearn run`; found {many[0].trainer.devices}. "
+            "Start it with torchrun or fabric run (experiments/run.py), or one run at a time with --only."
+        )
 
 
 def resume(path: Path, words: Sequence[str], force: bool) -> None:

@@ -101,7 +101,7 @@ def row_nll(lm: PreTrainedModel, tokens: Sequence[TokenRow], reader: Reader) -> 
 
 def _truth_ratios(lm: PreTrainedModel, rows: Sequence[Row], reader: Reader) -> np.ndarray | None:
     """Truth ratio of the rows that carry wrong answers; None where no row does."""
-    asked = [row for row in rows if row.perturbed_answers]
+    asked = [replace(row, mentions=()) for row in rows if row.perturbed_answers]  # a wrong answer may name somebody else
     if not asked:
         return None
     right = row_nll(lm, reader.tokens([replace(r, answer=r.paraphrased_answer or r.answer) for r in asked]), reader)

@@ -15,6 +15,7 @@ A latent that is off has no gradient, so an objective on activations cannot swit
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,8 @@ from unlearn.functional.divergence import kl_divergence
 from unlearn.functional.mmd import mmd2
 from unlearn.latents.banks import POSITIONS, activations_at, position_index
 from unlearn.methods.base import Method, MethodContext, concatenate
+from unlearn.models.capture import EMBEDDINGS
+from unlearn.models.edit import edited
 from unlearn.models.forward import forward
 from unlearn.types import NO_ENTITY, LossTerms, TokenBatch
 
@@ -62,13 +65,15 @@ class SAEGuidedConfig(MethodConfig):
     """weight of KL(original || model) on the answers of retain, known and unknown rows, >= 0"""
     retain_hidden: float = 1.0
     """weight of the relative squared change of the hooked block's output on those rows, >= 0"""
+    retain_noise: float = 0.0
+    """Gaussian noise at the entity token of those rows, below the hook, up to this multiple of its standard deviation, >= 0"""
 
     def __post_init__(self) -> None:
         one_of(self.objective, OBJECTIVES, "method.objective")
         one_of(self.space, SPACES, "method.space")
         one_of(self.position, (*POSITIONS, "both"), "method.position")
         check(self.temperature > 0, "method.temperature", "> 0", self.temperature)
-        for name in ("push", "forget_weight", "retain_kl", "retain_hidden"):
+        for name in ("push", "forget_weight", "retain_kl", "retain_hidden", "retain_noise"):
             check(getattr(self, name) >= 0, f"method.{name}", ">= 0", getattr(self, name))
 
 
@@ -176,12 +181,29 @@ class SAEGuided(Method):
         reference = self.context.reference
         if reference is None:
             raise ValueError("sae_guided needs a reference in its context")
-        out = forward(lm, batch, layers=(self.layer,))
+        with self._noise(lm, batch):
+            out = forward(lm, batch, layers=(self.layer,))
         divergence = kl_divergence(reference.logits(batch), out.logits_AV).mean()
         mask_BT = batch.attention_mask_BT.bool().clone()
         mask_BT[:, 0] = False
         before, after = (h.float()[mask_BT] for h in (reference.hidden(batch, self.layer), out.hidden[self.layer]))
         return divergence, (after - before).square().mean() / before.var(0).mean()
+
+    def _noise(self, lm: PreTrainedModel, batch: TokenBatch) -> AbstractContextManager[None]:
+        """Shake the entity token below the hook: what must stay then is a neighbourhood of the names that are listed, not the names alone."""
+        if not self.config.retain_noise:
+            return nullcontext()
+        named_B = batch.entity_end_B > NO_ENTITY
+        rows, places = named_B.nonzero()[:, 0], batch.entity_end_B[named_B]
+        layer = int(torch.randint(EMBEDDINGS + 1, max(1, self.layer), (), generator=self.draws))
+        strength = self.config.retain_noise * float(torch.rand((), generator=self.draws))
+
+        def shake(hidden_BTD: Tensor) -> Tensor:
+            at_ND = hidden_BTD[rows, places]
+            drawn = torch.randn(at_ND.shape, generator=self.draws).to(at_ND)
+            return hidden_BTD.index_put((rows, places), at_ND + strength * at_ND.detach().std(0) * drawn)
+
+        return edited(lm, layer, shake)
 
     def loss(self, lm: PreTrainedModel, batch: Mapping[str, TokenBatch]) -> LossTerms:
         """Terms: ``forget``, ``retain_kl``, ``retain_hidden``, all before weighting."""

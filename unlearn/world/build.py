@@ -44,7 +44,9 @@ def encyclopaedia(spec: WorldSpec, seed: int) -> Encyclopaedia:
 
 def _train_model(spec: WorldSpec, seed: int, corpus: Corpus, out: Path, title: str, progress: bool) -> tuple[PreTrainedModel, float]:
     tokenizer = make_tokenizer()
-    lm = tiny_llama(tokenizer, blocks=spec.blocks, width=spec.width, heads=spec.heads, max_length=2 * spec.row_tokens, seed=seed)
+    lm = tiny_llama(
+        tokenizer, blocks=spec.blocks, width=spec.width, heads=spec.heads, max_length=2 * spec.row_tokens, seed=seed, init_std=spec.init_std
+    )
     switch = round(spec.known_first * spec.steps)
 
     def batches(step: int) -> Tensor:
@@ -88,6 +90,7 @@ def _build_base(spec: WorldSpec, seed: int, folder: Path, progress: bool) -> Map
             steps=spec.sae_steps,
             lr=spec.sae_lr,
             seed=sae_seed,
+            batch_size=spec.sae_batch,
             layer=spec.sae_layer,
             model_name="unlearn-world",
             out=folder / name,

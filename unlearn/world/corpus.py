@@ -28,14 +28,14 @@ KNOWN_ONLY = {"known mention": 0.25, "known statement": 0.25, "known question": 
 """Shares of the first part of the curriculum: facts are learnt before strangers appear."""
 
 MIX = {
-    "known mention": 0.18,
-    "known statement": 0.21,
-    "known question": 0.175,
-    "tail mention": 0.12,
-    "tail statement": 0.105,
-    "tail question": 0.105,
-    "city": 0.05,
-    "generic": 0.055,
+    "known mention": 0.2,
+    "known statement": 0.18,
+    "known question": 0.17,
+    "tail mention": 0.16,
+    "tail statement": 0.09,
+    "tail question": 0.125,
+    "city": 0.035,
+    "generic": 0.04,
 }
 """Shares of the second part. Statements about strangers end in an arbitrary value, questions about them in "unknown"."""
 

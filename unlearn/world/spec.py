@@ -30,15 +30,17 @@ class WorldSpec:
     """residual width, a multiple of heads"""
     heads: int = 4
     """attention heads, >= 1"""
-    steps: int = 1800
+    steps: int = 1350
     """optimiser steps of the language model, >= 1"""
     batch_rows: int = 8
     """packed rows in a step, >= 1"""
     row_tokens: int = 128
     """predicted tokens of a row, >= 16"""
+    init_std: float = 0.035
+    """standard deviation of the language model's first weights, > 0; larger than usual, which shortens the plateau at the start"""
     lr: float = 3e-3
     """peak learning rate of the language model, > 0"""
-    known_first: float = 0.5
+    known_first: float = 0.45
     """share of the steps that show known facts only, in [0, 1]"""
     sae_layer: int = 1
     """block whose output the SAEs read (0-based)"""
@@ -48,10 +50,12 @@ class WorldSpec:
     """latents of the second SAE, which is for measurement only, >= sae_k"""
     sae_k: int = 16
     """latents that may fire at a position, >= 1"""
-    sae_steps: int = 1500
+    sae_steps: int = 1000
     """optimiser steps of each SAE, >= 1"""
-    sae_lr: float = 1e-3
+    sae_lr: float = 2e-3
     """learning rate of the SAEs, > 0"""
+    sae_batch: int = 512
+    """activations in a step of an SAE, >= 1"""
     sae_rows: int = 1920
     """packed rows whose activations the SAEs are trained on, >= 1"""
 
