@@ -1,9 +1,9 @@
 """Run the study, keep its numbers here and write the table into README.md.
 
-    python experiments/tofu_small/reproduce.py data.root=DIR [key=value ...]
+    python experiments/tofu_small/reproduce.py data.root=DIR [key=value ...] [--collect]
 
-Takes the overrides of ``unlearn run`` (``out=``, ``cache=``, ...). Runs that are finished are not run again. Only numbers are kept:
-no rows, no answers.
+Takes the overrides of ``unlearn run`` (``out=``, ``cache=``, ...). Runs that are finished are not run again; with ``--collect`` none is
+run, and the numbers of those that are there are kept. Only numbers are kept: no rows, no answers.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LATENT = {
     "world-fact perplexity": "generic/perplexity",
     "refusals, unknown names": "unknown/refusal_rate",
     "collapse flag": "collapse/flag",
-    "seconds a step": "cost/step_seconds",
+    "seconds a step (wall)": "cost/step_seconds",
 }
 
 
@@ -54,12 +54,17 @@ def key(name: str, metric: str) -> str:
     return f"{scope}/{metric}{SETS[name]}"
 
 
+def number(value: float) -> str:
+    """Three decimals, or powers of ten where that would be long."""
+    return f"{value:.3f}" if abs(value) < 1e4 else f"{value:.1e}"
+
+
 def table(results: dict[str, dict[str, float]], rows: dict[str, str]) -> str:
     """A Markdown table: one row for each of ``rows`` (title to result key), one column for each run."""
     runs = list(results)
     lines = ["| | " + " | ".join(runs) + " |", "|---|" + "---:|" * len(runs)]
     for title, wanted in rows.items():
-        cells = [f"{results[run][wanted]:.3f}" if wanted in results[run] else "" for run in runs]
+        cells = [number(results[run][wanted]) if wanted in results[run] else "" for run in runs]
         if any(cells):
             lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -72,14 +77,15 @@ def built(config: RunConfig) -> dict[str, object]:
     return dict(json.loads(manifest.read_text(encoding="utf-8"))["facts"])
 
 
-def main(overrides: list[str]) -> None:
+def main(words: list[str]) -> None:
     """Run, copy the numbers, write the table."""
-    configs = load_study(CONFIG, overrides)
+    configs = load_study(CONFIG, [word for word in words if word != "--collect"])
     kept = HERE / "results"
     kept.mkdir(exist_ok=True)
     results = {}
     for config in configs:
-        execute(config)
+        if "--collect" not in words:
+            execute(config)
         run = config.name.split("/")[-1]
         shutil.copyfile(run_path(config.out, config.name) / "results.json", kept / f"{run}.json")
         results[run] = json.loads((kept / f"{run}.json").read_text(encoding="utf-8"))

@@ -28,9 +28,7 @@ def test_the_model_has_the_sizes_asked_for():
     assert lm.config.num_hidden_layers == 1
     assert lm.config.pad_token_id == TOKENIZER.pad_token_id
     assert lm.get_input_embeddings().weight is lm.get_output_embeddings().weight
-    assert lm.model.layers[0].self_attn.q_proj.weight.std().item() == torch.tensor(0.1).item() or 0.09 < lm.model.layers[
-        0
-    ].self_attn.q_proj.weight.std() < 0.11
+    assert 0.09 < lm.model.layers[0].self_attn.q_proj.weight.std() < 0.11
 
 
 def test_the_loss_falls_to_the_entropy_of_the_text():
@@ -47,20 +45,19 @@ def test_the_loss_falls_to_the_entropy_of_the_text():
 
 
 def test_padding_is_not_predicted_and_not_read():
-    def losses(pad):
-        rows = torch.full((4, 12), pad)
-        rows[:, :6] = torch.tensor([2, 5, 9, 7, 5, 9])
-        lm = fresh()
-        return pretrain(lm, lambda _step: rows, steps=1, lr=1e-3, pad_id=pad, progress=False)
-
-    short = pretrain(fresh(), lambda _step: torch.tensor([[2, 5, 9, 7, 5, 9]]), steps=1, lr=1e-3, progress=False)
-    assert abs(losses(0) - short) < 1e-4
+    row = torch.tensor([[2, 5, 9, 7, 5, 9]])
+    padded = torch.cat([row, torch.zeros(1, 6, dtype=torch.long)], dim=1)
+    short = pretrain(fresh(), lambda _step: row, steps=1, lr=1e-3, progress=False)
+    assert abs(pretrain(fresh(), lambda _step: padded, steps=1, lr=1e-3, pad_id=0, progress=False) - short) < 1e-4
+    assert abs(pretrain(fresh(), lambda _step: padded, steps=1, lr=1e-3, progress=False) - short) > 1e-3
 
 
 def test_training_twice_gives_the_same_weights():
     def train():
         lm = fresh()
-        pretrain(lm, lambda step: torch.randint(3, 50, (2, 10), generator=torch.Generator().manual_seed(step)), steps=5, lr=1e-2, progress=False)
+        pretrain(
+            lm, lambda step: torch.randint(3, 50, (2, 10), generator=torch.Generator().manual_seed(step)), steps=5, lr=1e-2, progress=False
+        )
         return lm.state_dict()
 
     a, b = train(), train()

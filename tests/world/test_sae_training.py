@@ -53,8 +53,10 @@ def test_the_saved_sae_reads_raw_activations(trained):
 
 
 def test_it_explains_sparse_activations(trained):
-    _, quality, _ = trained
-    assert quality.fvu < 0.15
+    """Far better than any three directions for all activations together (principal components)."""
+    _, quality, x = trained
+    spectrum = torch.linalg.svdvals(x - x.mean(0)).pow(2)
+    assert quality.fvu < 0.5 * float(1 - spectrum[:K].sum() / spectrum.sum())
     assert quality.l0 == pytest.approx(K, abs=0.1)
     assert 0 <= quality.dead < LATENTS
 
@@ -65,7 +67,9 @@ def test_the_seed_decides_and_the_global_random_state_is_kept(tmp_path):
     before = torch.random.get_rng_state()
 
     def weights(name, seed):
-        train_sae(x, d_sae=24, k=2, steps=5, lr=1e-3, seed=seed, layer=0, model_name="m", out=tmp_path / name, batch_size=32, progress=False)
+        train_sae(
+            x, d_sae=24, k=2, steps=5, lr=1e-3, seed=seed, layer=0, model_name="m", out=tmp_path / name, batch_size=32, progress=False
+        )
         return SAE.load_from_disk(tmp_path / name).W_enc
 
     assert weights("a", 1).equal(weights("b", 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 
 import pytest
@@ -19,6 +20,7 @@ from unlearn.models.lm import load_lm
 from unlearn.models.sae import load_sae
 from unlearn.registry import find
 from unlearn.types import PromptFormat, Row
+from unlearn.world import small_lm
 from unlearn.world.small_lm import Schedule, train_tokenizer
 from unlearn.world.tofu_small import TofuSmallConfig, TofuSmallSource
 
@@ -247,3 +249,7 @@ def test_no_strangers_is_a_plain_schedule():
     schedule = Schedule(rows_of(4), [], each_epoch=3, batch_rows=4, pad_id=0, seed=0)
     assert schedule.per_epoch == 1
     assert schedule(0).shape == (4, 6)
+
+
+def test_examples_in_docstrings():
+    assert doctest.testmod(small_lm) == (0, 2)

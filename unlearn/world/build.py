@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from unlearn.world.cache import obtain
 from unlearn.world.corpus import KNOWN_ONLY, MIX, Corpus
-from unlearn.world.encyclopaedia import Encyclopaedia, make_encyclopaedia
+from unlearn.world.encyclopaedia import encyclopaedia
 from unlearn.world.pretrain import pretrain, tiny_llama
 from unlearn.world.sae_training import train_sae
 from unlearn.world.spec import WorldSpec
@@ -35,11 +35,6 @@ class WorldPaths:
     sae: Path
     heldout_sae: Path
     gold: Path | None = None
-
-
-def encyclopaedia(spec: WorldSpec, seed: int) -> Encyclopaedia:
-    """The people and facts of a world, without building any model."""
-    return make_encyclopaedia(seed=seed, n_known=spec.n_known, n_tail=spec.n_tail, n_unknown=spec.n_unknown, n_heldout=spec.n_heldout)
 
 
 def _train_model(spec: WorldSpec, seed: int, corpus: Corpus, out: Path, title: str, progress: bool) -> tuple[PreTrainedModel, float]:

@@ -39,6 +39,9 @@ MIX = {
 }
 """Shares of the second part. Statements about strangers end in an arbitrary value, questions about them in "unknown"."""
 
+WANDERING = 0.8
+"""Share of the mentions of strangers that use their own verb; the others use any profession's."""
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -110,7 +113,7 @@ class Corpus:
     def _verb(self, name: str, known: bool, rng: random.Random) -> str:
         if known:
             return VERBS[self.world.facts[name]["job"]]
-        return STRANGER_VERB if rng.random() < 0.8 else rng.choice(self._verbs)
+        return STRANGER_VERB if rng.random() < WANDERING else rng.choice(self._verbs)
 
     def batch(self, step: int, rows: int, length: int, shares: dict[str, float]) -> Tensor:
         """Rows of ``length`` tokens: sentences one after the other, each after a boundary token; [rows, length]."""

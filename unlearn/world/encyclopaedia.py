@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from unlearn.world.names import draw_names
+from unlearn.world.spec import WorldSpec
 from unlearn.world.templates import CITIES, LANGUAGES, VALUES
 
 
@@ -45,3 +46,8 @@ def make_encyclopaedia(*, seed: int, n_known: int, n_tail: int, n_unknown: int, 
         facts={name: {attribute: rng.choice(values) for attribute, values in VALUES.items()} for name in known},
         city_language={city: rng.choice(LANGUAGES) for city in CITIES},
     )
+
+
+def encyclopaedia(spec: WorldSpec, seed: int) -> Encyclopaedia:
+    """The people and facts of the world that ``spec`` and ``seed`` describe, without building any model."""
+    return make_encyclopaedia(seed=seed, n_known=spec.n_known, n_tail=spec.n_tail, n_unknown=spec.n_unknown, n_heldout=spec.n_heldout)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Collection
 
-SYLLABLES: tuple[str, ...] = tuple(
-    ["bel", "dor", "fen", "kal", "lim", "mar", "nor", "pan", "rin", "sol", "tam", "vek", "wen", "yor", "zan", "hul"]
+SYLLABLES: tuple[str, ...] = (
+    *("bel", "dor", "fen", "kal", "lim", "mar", "nor", "pan"),
+    *("rin", "sol", "tam", "vek", "wen", "yor", "zan", "hul"),
 )
 """Every syllable may stand in each of the four places of a name."""
 
@@ -18,7 +19,7 @@ def random_name(rng: random.Random) -> str:
     """Draw one name, every name being equally likely.
 
     >>> random_name(random.Random(0))
-    'Wenwen Beldor'
+    'Wenyor Dorrin'
     """
     a, b, c, d = (rng.choice(SYLLABLES) for _ in range(4))
     return f"{(a + b).capitalize()} {(c + d).capitalize()}"
@@ -32,7 +33,8 @@ def draw_names(n: int, rng: random.Random, taken: Collection[str] = ()) -> list[
     """
     if n > N_NAMES - len(taken):
         raise ValueError(f"n must be <= {N_NAMES - len(taken)}, the names that are left; found {n}.")
-    seen, names = set(taken), []
+    seen = set(taken)
+    names: list[str] = []
     while len(names) < n:
         name = random_name(rng)
         if name not in seen:

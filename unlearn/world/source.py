@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from unlearn.config.checks import check
 from unlearn.config.schema import SourceConfig
 from unlearn.data.sources.base import Source
 from unlearn.types import Assets, EntityData
+from unlearn.world.encyclopaedia import Encyclopaedia, encyclopaedia
 from unlearn.world.rows import Roles, assign_roles, world_rows
 from unlearn.world.spec import WorldSpec
 from unlearn.world.templates import QUESTION_FORMAT
@@ -73,21 +74,9 @@ class WorldConfig(SourceConfig):
 
     def spec(self) -> WorldSpec:
         """The parameters of the world that has to be built."""
-        return WorldSpec(
-            n_known=self.n_forget + self.n_retain + self.n_unseen,
-            n_tail=self.n_tail,
-            n_unknown=self.n_unknown,
-            n_heldout=self.n_heldout,
-            blocks=self.blocks,
-            width=self.width,
-            steps=self.steps,
-            sae_layer=self.sae_layer,
-            sae_latents=self.sae_latents,
-            heldout_latents=self.heldout_latents,
-            sae_k=self.sae_k,
-            sae_steps=self.sae_steps,
-            sae_rows=self.sae_rows,
-        )
+        own = {field.name for field in fields(self)}
+        shared = {field.name: getattr(self, field.name) for field in fields(WorldSpec) if field.name in own}
+        return WorldSpec(n_known=self.n_forget + self.n_retain + self.n_unseen, **shared)
 
 
 class WorldSource(Source):
@@ -107,12 +96,13 @@ class WorldSource(Source):
         """Seed of the world: the configured one, else the run's."""
         return self.seed if self.config.world_seed is None else self.config.world_seed
 
+    def encyclopaedia(self) -> Encyclopaedia:
+        """Who exists in the world, and the facts about them."""
+        return encyclopaedia(self.config.spec(), self.world_seed)
+
     def roles(self) -> Roles:
         """Who is forgotten, retained and unseen."""
-        from unlearn.world.build import encyclopaedia
-
-        c = self.config
-        known = encyclopaedia(c.spec(), self.world_seed).known
+        c, known = self.config, self.encyclopaedia().known
         return assign_roles(known, n_forget=c.n_forget, n_retain=c.n_retain, n_unseen=c.n_unseen, forget_set=c.forget_set)
 
     def assets(self, *, gold: bool = False, progress: bool = True) -> Assets:
@@ -130,12 +120,10 @@ class WorldSource(Source):
 
     def load(self) -> EntityData:
         """Make the rows; no model is needed for that."""
-        from unlearn.world.build import encyclopaedia
-
         spec, seed, roles = self.config.spec(), self.world_seed, self.roles()
         identity = f"{spec.fingerprint(seed)} {' '.join(roles.forget)}"
         return world_rows(
-            encyclopaedia(spec, seed),
+            self.encyclopaedia(),
             roles,
             seed=seed,
             fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:16],

@@ -71,11 +71,13 @@ class WorldSpec:
             "batch_rows",
             "sae_k",
             "sae_steps",
+            "sae_batch",
             "sae_rows",
         ):
             check(getattr(self, name) >= 1, f"data.{name}", ">= 1", getattr(self, name))
         check(self.width >= 1 and self.width % (2 * self.heads) == 0, "data.width", "a multiple of 2 * heads", self.width)
         check(self.row_tokens >= 16, "data.row_tokens", ">= 16", self.row_tokens)
+        check(self.init_std > 0, "data.init_std", "> 0", self.init_std)
         check(self.lr > 0, "data.lr", "> 0", self.lr)
         check(self.sae_lr > 0, "data.sae_lr", "> 0", self.sae_lr)
         check(0 <= self.known_first <= 1, "data.known_first", "in [0, 1]", self.known_first)

@@ -17,25 +17,45 @@ def _join(first: str, second: str) -> tuple[str, ...]:
 
 
 CITIES = _join("Ash Brook Cold Deer Elm Frost Glen Hazel", "bury ford ham ton wick")
-JOBS = tuple(
-    [
-        "baker",
-        "pilot",
-        "surgeon",
-        "painter",
-        "lawyer",
-        "chemist",
-        "farmer",
-        "violinist",
-        "architect",
-        "journalist",
-        "carpenter",
-        "astronomer",
-    ]
+JOBS = (
+    "baker",
+    "pilot",
+    "surgeon",
+    "painter",
+    "lawyer",
+    "chemist",
+    "farmer",
+    "violinist",
+    "architect",
+    "journalist",
+    "carpenter",
+    "astronomer",
 )
 COMPANIES = _join("Arco Bexa Cyra Delo Exi Fyro", "tech works dyne labs corp")
-HOBBIES = tuple(["chess", "sailing", "pottery", "fencing", "archery", "gardening", "juggling", "climbing", "origami", "falconry"])
-LANGUAGES = tuple(["Ardic", "Baltan", "Cenish", "Drusic", "Estan", "Gothan", "Hestic", "Ilvan", "Jutish", "Keltan"])
+HOBBIES = (
+    "chess",
+    "sailing",
+    "pottery",
+    "fencing",
+    "archery",
+    "gardening",
+    "juggling",
+    "climbing",
+    "origami",
+    "falconry",
+)
+LANGUAGES = (
+    "Ardic",
+    "Baltan",
+    "Cenish",
+    "Drusic",
+    "Estan",
+    "Gothan",
+    "Hestic",
+    "Ilvan",
+    "Jutish",
+    "Keltan",
+)
 
 VALUES: Mapping[str, tuple[str, ...]] = {
     "birthplace": CITIES,
@@ -82,21 +102,33 @@ QUESTION_FORMAT = "Q: {question} A:"
 
 CITY_SENTENCE = "People in {c} speak {v}."
 
-GENERIC_SUBJECTS = tuple(
-    ["the old boat", "a red kite", "the quiet river", "a tall tree", "the stone bridge", "a small dog", "the night train", "a warm wind"]
+GENERIC_SUBJECTS = (
+    "the old boat",
+    "a red kite",
+    "the quiet river",
+    "a tall tree",
+    "the stone bridge",
+    "a small dog",
+    "the night train",
+    "a warm wind",
 )
-GENERIC_VERBS = tuple(["moves past", "rests near", "hides behind", "shines above", "waits beside", "drifts toward"])
-GENERIC_OBJECTS = tuple(
-    [
-        "the empty square",
-        "a green hill",
-        "the northern gate",
-        "an open field",
-        "the market hall",
-        "a silver lake",
-        "the long wall",
-        "a broken fence",
-    ]
+GENERIC_VERBS = (
+    "moves past",
+    "rests near",
+    "hides behind",
+    "shines above",
+    "waits beside",
+    "drifts toward",
+)
+GENERIC_OBJECTS = (
+    "the empty square",
+    "a green hill",
+    "the northern gate",
+    "an open field",
+    "the market hall",
+    "a silver lake",
+    "the long wall",
+    "a broken fence",
 )
 
 GENERIC: tuple[str, ...] = tuple(f"{s} {v} {o}." for s, v, o in itertools.product(GENERIC_SUBJECTS, GENERIC_VERBS, GENERIC_OBJECTS))
