@@ -46,7 +46,9 @@ def test_a_run_from_files_to_results_and_mlflow(mini: dict[str, Any]) -> None:
     path = execute(config_of(mini, "name=whole"))
     record = read_run(path)
     assert record.status["state"] == "finished"
-    assert {"forget/accuracy", "retain/accuracy_unseen", "latent/c2st_auc", "latent/c2st_null_low", "cost/step_seconds"} <= set(record.results)
+    assert {"forget/accuracy", "retain/accuracy_unseen", "latent/c2st_auc", "latent/c2st_null_low", "cost/step_seconds"} <= set(
+        record.results
+    )
     assert (path / "checkpoints" / "last.ckpt").exists()
     assert np.load(path / "activations.npz")["target_after_KD"].shape[1] == 32
     run = mlflow_run(mini, path)
@@ -95,7 +97,9 @@ def test_finished_run_is_kept_and_another_configuration_is_refused(mini: dict[st
 
 
 def test_sae_at_the_wrong_layer(mini: dict[str, Any]) -> None:
-    with pytest.raises(ModelError, match=rf"sae\.layer must be the block the SAE was trained on; found {LAYER + 1}, but .* block {LAYER} better"):
+    with pytest.raises(
+        ModelError, match=rf"sae\.layer must be the block the SAE was trained on; found {LAYER + 1}, but .* block {LAYER} better"
+    ):
         execute(config_of(mini, "name=wrong_layer", f"sae.layer={LAYER + 1}", "tracking.enabled=false"))
     status = json.loads((Path(str(mini["out"])) / "wrong_layer" / "status").read_text())
     assert status["state"] == "failed"
@@ -104,7 +108,9 @@ def test_sae_at_the_wrong_layer(mini: dict[str, Any]) -> None:
 
 def test_sae_of_another_width(mini: dict[str, Any], tmp_path: Path) -> None:
     other = tiny_llama(d_model=16, layers=4)
-    fitted_sae(other, ["Question: Where was Ann Lee born?\nAnswer: Paris, London and the city of English authors."], LAYER, tmp_path / "sae", 16)
+    fitted_sae(
+        other, ["Question: Where was Ann Lee born?\nAnswer: Paris, London and the city of English authors."], LAYER, tmp_path / "sae", 16
+    )
     with pytest.raises(ModelError, match="16.*32|32.*16"):
         execute(config_of(mini, "name=wrong_width", f"sae.path={tmp_path / 'sae'}", "tracking.enabled=false"))
 

@@ -60,7 +60,10 @@ def checks(run: str, r: Found) -> dict[str, bool]:
         }
     if run == "gradient_ascent":
         broken = r["retain/accuracy"] <= 0.5 or r["generic/perplexity"] > 1.5 * r["generic/perplexity_base"]
-        return {"retain <= 0.5 or perplexity > 1.5 x base": broken, "collapse flag set": r["collapse/flag"] == 1 and bool(r["collapse/reason"])}
+        return {
+            "retain <= 0.5 or perplexity > 1.5 x base": broken,
+            "collapse flag set": r["collapse/flag"] == 1 and bool(r["collapse/reason"]),
+        }
     return {}
 
 

@@ -116,6 +116,7 @@ def test_training_brings_the_target_to_the_unknown_mean(made: Toy) -> None:
         ("forget_weight", -1.0),
         ("retain_kl", -0.1),
         ("retain_hidden", -2.0),
+        ("retain_noise", -1.0),
     ],
 )
 def test_bad_settings_name_their_key(key: str, value: object) -> None:
@@ -131,3 +132,23 @@ def test_draws_continue_after_a_checkpoint(made: Toy, tmp_path: Path) -> None:
     second.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True), strict=False)
     batch = made.batch()
     assert second.loss(made.lm, batch).total.item() == first.loss(made.lm, batch).total.item()
+
+
+def test_noise_below_the_hook_raises_the_retain_terms_and_leaves_the_reference(made: Toy) -> None:
+    batch = made.batch()
+    quiet = made.method("sae_guided").loss(made.lm, batch).terms
+    shaken = made.method("sae_guided", retain_noise=2.0).loss(made.lm, batch).terms
+    assert quiet["retain_hidden"].item() == pytest.approx(0.0, abs=1e-6)
+    assert shaken["retain_hidden"].item() > 1e-5
+    assert made.method("sae_guided").loss(made.lm, batch).terms["retain_hidden"].item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_noise_touches_entity_tokens_and_what_follows_only(made: Toy) -> None:
+    method = made.method("sae_guided", retain_noise=2.0)
+    batch = made.batch()["retain"]
+    before = capture(made.lm, batch, LAYER)
+    with method._noise(made.lm, batch):
+        after = capture(made.lm, batch, LAYER)
+    for row, end in enumerate(batch.entity_end_B.tolist()):
+        assert torch.equal(before[row, :end], after[row, :end])
+        assert not torch.allclose(before[row, end], after[row, end])

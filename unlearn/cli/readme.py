@@ -16,7 +16,9 @@ def methods_table() -> str:
         paper = str(entry.facts.get("paper") or "")
         link = f"[{paper.rsplit('/', 1)[-1]}]({paper})" if paper else "-"
         needs = ", ".join(entry.facts.get("needs") or ()).replace("_", " ") or "-"
-        lines.append(f"| [`{entry.name}`]({_file(entry)}) | {entry.facts.get('family', '')} | {entry.facts['summary']} | {needs} | {link} |")
+        lines.append(
+            f"| [`{entry.name}`]({_file(entry)}) | {entry.facts.get('family', '')} | {entry.facts['summary']} | {needs} | {link} |"
+        )
     return "\n".join(lines)
 
 

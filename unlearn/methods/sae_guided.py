@@ -190,7 +190,7 @@ class SAEGuided(Method):
         return divergence, (after - before).square().mean() / before.var(0).mean()
 
     def _noise(self, lm: PreTrainedModel, batch: TokenBatch) -> AbstractContextManager[None]:
-        """Shake the entity token below the hook: what must stay then is a neighbourhood of the names that are listed, not the names alone."""
+        """Shake the entity token below the hook, so that a neighbourhood of the listed names has to stay, not those names alone."""
         if not self.config.retain_noise:
             return nullcontext()
         named_B = batch.entity_end_B > NO_ENTITY
