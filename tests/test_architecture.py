@@ -40,6 +40,7 @@ LAYERS = (
     ("run",),
     ("sweep",),
     ("cli",),
+    ("__main__",),
 )
 """Bottom first. A part may import itself and what lies below it; parts of one layer do not import each other."""
 

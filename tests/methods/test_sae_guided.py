@@ -9,7 +9,7 @@ import torch
 from tests.toys import LAYER, Toy, toy
 from unlearn.errors import ConfigError
 from unlearn.functional.mmd import mmd2
-from unlearn.methods.sae_guided import OBJECTIVES, SPACES, SAEGuidedConfig, distribution_loss
+from unlearn.methods.sae_guided import OBJECTIVES, SPACES, SAEGuidedConfig, distribution_loss, outlier_loss
 from unlearn.models.capture import capture
 from unlearn.models.decoder import blocks_of
 
@@ -27,6 +27,12 @@ def test_distribution_loss_vanishes_on_the_unknown_sample_and_is_bounded_by_the_
     assert distribution_loss(far, known, unknown, push=0.5) == pytest.approx(mmd2(far, unknown).item(), rel=1e-5)
     at_known = distribution_loss(known, known, unknown, push=0.5).item()
     assert at_known == pytest.approx(1.5 * mmd2(known, unknown).item(), rel=1e-5)
+
+
+def test_outlier_loss_by_hand() -> None:
+    unknown = torch.tensor([[-1.0], [1.0], [-2.0], [2.0], [0.0]])  # mean 0, squared distances 1, 1, 4, 4, 0; the 95 % quantile is 4
+    assert outlier_loss(torch.tensor([[0.5], [-2.0]]), unknown).item() == 0.0
+    assert outlier_loss(torch.tensor([[3.0], [0.0]]), unknown).item() == pytest.approx((9 - 4) / 2)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -112,6 +118,7 @@ def test_training_brings_the_target_to_the_unknown_mean(made: Toy) -> None:
         ("space", "latents"),
         ("position", "end"),
         ("push", -1.0),
+        ("outlier_pull", -1.0),
         ("temperature", 0.0),
         ("forget_weight", -1.0),
         ("retain_kl", -0.1),

@@ -57,6 +57,8 @@ class SAEGuidedConfig(MethodConfig):
     """entity_end (last token of the name), answer_start (last prompt token) or both"""
     push: float = 0.5
     """weight of the bounded repulsion from known entities (lambda), >= 0"""
+    outlier_pull: float = 0.3
+    """weight of the pull on single targets that lie farther out than 95 % of unknown entities (objective distribution), >= 0"""
     temperature: float = 0.1
     """temperature of the contrastive objective (tau), > 0"""
     forget_weight: float = 10.0
@@ -73,7 +75,7 @@ class SAEGuidedConfig(MethodConfig):
         one_of(self.space, SPACES, "method.space")
         one_of(self.position, (*POSITIONS, "both"), "method.position")
         check(self.temperature > 0, "method.temperature", "> 0", self.temperature)
-        for name in ("push", "forget_weight", "retain_kl", "retain_hidden", "retain_noise"):
+        for name in ("push", "outlier_pull", "forget_weight", "retain_kl", "retain_hidden", "retain_noise"):
             check(getattr(self, name) >= 0, f"method.{name}", ">= 0", getattr(self, name))
 
 
@@ -83,6 +85,17 @@ def distribution_loss(x_NS: Tensor, known_MS: Tensor, unknown_KS: Tensor, push: 
     if push:
         loss = loss + push * relu(mmd2(known_MS, unknown_KS) - mmd2(x_NS, known_MS))
     return loss
+
+
+def outlier_loss(x_NS: Tensor, unknown_MS: Tensor, level: float = 0.95) -> Tensor:
+    """``mean_x relu(D(x, mu_U) - q)``, q the ``level`` quantile of D(u, mu_U) over unknown entities; inputs standardised.
+
+    A kernel hardly feels a single point that lies far from everything: one target of ten could stay where it was. Zero for those
+    who lie where unknown entities lie.
+    """
+    mean, one = unknown_MS.mean(0), torch.ones_like(unknown_MS[0])
+    reach = torch.quantile(standardised_distance(unknown_MS, mean, one), level)
+    return relu(standardised_distance(x_NS, mean, one) - reach).mean()
 
 
 class SAEGuided(Method):
@@ -159,7 +172,10 @@ class SAEGuided(Method):
             "prototype": lambda: push_pull(x_NS, mean_unknown, mean_known, one, self.config.push),
             "triplet": lambda: triplet(x_NS, mean_unknown, mean_known, one),
             "contrastive": lambda: contrastive(x_NS, self._draw(unknown, len(x_NS)), self._draw(known, len(x_NS)), self.config.temperature),
-            "distribution": lambda: distribution_loss(x_NS, self._draw(known, len(x_NS)), matched, self.config.push),
+            "distribution": lambda: (
+                distribution_loss(x_NS, self._draw(known, len(x_NS)), matched, self.config.push)
+                + self.config.outlier_pull * outlier_loss(x_NS, unknown)
+            ),
             "sample": lambda: self._sample_loss(x_NS, row_id_N, matched),
         }
         return objectives[self.config.objective]().mean()
