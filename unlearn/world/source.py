@@ -121,7 +121,7 @@ class WorldSource(Source):
     def load(self) -> EntityData:
         """Make the rows; no model is needed for that."""
         spec, seed, roles = self.config.spec(), self.world_seed, self.roles()
-        identity = f"{spec.fingerprint(seed)} {' '.join(roles.forget)}"
+        identity = f"{spec.fingerprint(seed)} {' '.join(roles.forget)} / {' '.join(roles.retain)} / {' '.join(roles.unseen)}"
         return world_rows(
             self.encyclopaedia(),
             roles,
