@@ -32,9 +32,9 @@ class WorldConfig(SourceConfig):
     """seed of the names, the facts and the models; null takes the run's seed"""
     n_forget: int = 10
     """known people who are forgotten, >= 1"""
-    n_retain: int = 60
+    n_retain: int = 70
     """known people whose rows the losses may use, >= 1"""
-    n_unseen: int = 30
+    n_unseen: int = 20
     """known people who are in no loss term, >= 1"""
     forget_set: int = 0
     """which people are forgotten: 0 takes the first n_forget of the known ones, 1 the next; the models stay the same"""
