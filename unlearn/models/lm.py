@@ -37,7 +37,8 @@ def locate(name: str, key: str) -> str:
 
 
 def _failed(key: str, place: str, error: Exception) -> ModelError:
-    offline = "HF_HUB_OFFLINE is set; " if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on") else ""
+    from_hub = not Path(place).is_dir()
+    offline = "HF_HUB_OFFLINE is set; " if from_hub and os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on") else ""
     return ModelError(f"{key} {place} could not be loaded: {offline}{one_line(error)}")
 
 
