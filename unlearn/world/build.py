@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,17 @@ def _build_gold(spec: WorldSpec, seed: int, forgotten: tuple[str, ...], folder: 
     return {"spec": asdict(spec), "seed": seed, "forgotten": list(forgotten), "loss": loss, "seconds": time.perf_counter() - started}
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One CPU thread: such small matrices gain little from more, and a seed then gives the same world on any number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def build_world(
     spec: WorldSpec, *, seed: int, cache: Path, forgotten: tuple[str, ...] = (), gold: bool = False, progress: bool = True
 ) -> WorldPaths:
@@ -123,10 +135,12 @@ def build_world(
     """
     root = cache / "world"
     entry = root / spec.fingerprint(seed)
-    obtain(entry, lambda folder: _build_base(spec, seed, folder, progress))
+    with _one_thread():
+        obtain(entry, lambda folder: _build_base(spec, seed, folder, progress))
     gold_path = None
     if gold:
         gold_entry = root / spec.fingerprint(seed, forgotten)
-        obtain(gold_entry, lambda folder: _build_gold(spec, seed, forgotten, folder, progress))
+        with _one_thread():
+            obtain(gold_entry, lambda folder: _build_gold(spec, seed, forgotten, folder, progress))
         gold_path = gold_entry / MODEL
     return WorldPaths(model=entry / MODEL, sae=entry / SAE, heldout_sae=entry / HELDOUT_SAE, gold=gold_path)
