@@ -1,8 +1,4 @@
-"""The main job on the embedded world, as `make quickstart` does it.
-
-Another processor rounds differently and so trains another model: the limits here leave room for that (a few questions of fifty, some of two
-hundred). The exact criteria are checked on three worlds by experiments/quickstart/reproduce.py.
-"""
+"""The main job on the embedded world, as `make quickstart` does it: what it must show."""
 
 from __future__ import annotations
 
@@ -58,19 +54,19 @@ def test_the_original_model_knows_what_it_should(results: dict[str, dict[str, An
 
 def test_matching_the_distribution_forgets_and_keeps(results: dict[str, dict[str, Any]]) -> None:
     found = results["sae_distribution"]
-    assert found["forget/accuracy"] <= 0.06
-    assert found["forget/accuracy_paraphrased"] <= 0.08
+    assert found["forget/accuracy"] <= 0.02
+    assert found["forget/accuracy_paraphrased"] <= 0.05
     assert found["retain/accuracy"] >= 0.97
-    assert found["retain/accuracy_unseen"] >= 0.92
+    assert found["retain/accuracy_unseen"] >= 0.95
     assert found["generic/perplexity"] <= 1.03 * found["generic/perplexity_base"]
-    assert found["latent/c2st_null_low"] - 0.05 <= found["latent/c2st_auc"] <= found["latent/c2st_null_high"]
-    assert found["latent/p_unknown"] >= 0.9
+    assert found["latent/c2st_null_low"] <= found["latent/c2st_auc"] <= found["latent/c2st_null_high"]
+    assert found["latent/p_unknown"] >= 0.95
     assert found["collapse/flag"] == 0
 
 
 def test_pulling_to_the_mean_forgets_but_is_told_apart(results: dict[str, dict[str, Any]]) -> None:
     found = results["sae_prototype"]
-    assert found["forget/accuracy"] <= 0.1
+    assert found["forget/accuracy"] <= 0.05
     assert found["latent/c2st_auc"] > found["latent/c2st_null_high"]
 
 
