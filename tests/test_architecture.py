@@ -37,6 +37,7 @@ LAYERS = (
     ("callbacks", "attacks"),
     ("launch",),
     ("assembly",),
+    ("restore",),
     ("run",),
     ("sweep",),
     ("cli",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,12 @@ from typing import Any
 import torch
 
 from tests.tiny import tiny_llama, tiny_sae, tiny_tokenizer
-from unlearn.config.schema import BatchConfig, EvaluationConfig, LatentsConfig, SourceConfig
+from unlearn.assembly import select_weights
+from unlearn.config.schema import BatchConfig, EvaluationConfig, LatentsConfig, ModelConfig, SourceConfig
 from unlearn.data.module import UnlearningDataModule
+from unlearn.data.reader import Reader
 from unlearn.data.swap import matched_rows
 from unlearn.data.tokenize import TokenRow, batches, tokenize_rows
-from unlearn.evaluation.answers import Reader
 from unlearn.evaluation.latent import GROUPS, LatentMeter, LatentRows
 from unlearn.evaluation.suite import Suite
 from unlearn.latents.banks import Banks, build_banks
@@ -41,7 +43,18 @@ def rows(group: str, first: int, questions: tuple[str, ...] = QUESTIONS) -> tupl
     made = []
     for i, (name, question) in enumerate((n, q) for n in PEOPLE[group] for q in questions):
         answer = "unknown" if group.startswith("unknown") else ANSWERS[(i * 7 + len(name)) % len(ANSWERS)]
-        made.append(Row(row_id=first + i, entity=name, prompt=question.format(name), answer=answer, mentions=(name,), template=question))
+        wrong = tuple(a for a in ANSWERS if a != answer)[:3]
+        made.append(
+            Row(
+                row_id=first + i,
+                entity=name,
+                prompt=question.format(name),
+                answer=answer,
+                mentions=(name,),
+                template=question,
+                perturbed_answers=wrong,
+            )
+        )
     return tuple(made)
 
 
@@ -94,6 +107,8 @@ class Toy:
             "banks": self.banks,
             "selection": self.selection,
             "reference": self.reference,
+            "data": self.data,
+            "reader": self.reader(),
         }
         return MethodContext(**{**given, **changes})
 
@@ -126,8 +141,34 @@ class Toy:
         )
 
     def method(self, name: str, **config: Any) -> Method:
+        """The method with everything it declares that it needs, and nothing else; not set up yet."""
         cls = find("method", name).load()
-        return cls(cls.Config(name=name, **config), self.context())
+        settings = cls.Config(name=name, **config)
+        return cls(settings, self.context().only(cls.required(settings)))
+
+    def ready(self, name: str, dtype: torch.dtype | None = None, **config: Any) -> tuple[Any, Method]:
+        """A copy of the language model with the weights freed that a run would train, and the method, set up on it."""
+        lm = copy.deepcopy(self.lm).to(dtype)
+        method = self.method(name, **config)
+        lm, _ = select_weights(lm, method, ModelConfig())
+        method.setup(lm)
+        return lm, method
+
+    def trained(self, name: str, steps: int = 5, lr: float = 1e-3, **config: Any) -> tuple[Any, Method]:
+        """``ready``, then the whole life of a run: steps on one batch, the finish and what is installed."""
+        lm, method = self.ready(name, **config)
+        weights = [p for p in (*lm.parameters(), *method.parameters()) if p.requires_grad]
+        if method.streams_of(method.config):
+            optimizer = torch.optim.Adam(weights, lr=lr)
+            for step in range(steps):
+                method.before_step(lm, step, steps)
+                optimizer.zero_grad()
+                method.loss(lm, self.batch()).total.backward()
+                method.adjust_gradients(lm)
+                optimizer.step()
+        method.finish(lm)
+        method.install(lm)
+        return lm, method
 
 
 def batched(module: UnlearningDataModule, tokens: list[TokenRow]) -> list[TokenBatch]:
@@ -151,5 +192,5 @@ def toy(folder: Path, seed: int = 0) -> Toy:
     selection = select_latents(sae, banks, LatentsConfig(top_k=8))
     unique = {r.row_id: r for s in STREAMS for r in module.streams[s]}
     everything = batched(module, [*module.generic, *unique.values()])
-    reference = ReferenceStore.build(lm, everything, layers=(LAYER,), path=folder / "reference")
+    reference = ReferenceStore.build(lm, everything, layers=(0, 1, 2, 3), path=folder / "reference")
     return Toy(lm, tokenizer, module, sae, banks, selection, reference, data)

@@ -7,11 +7,11 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearn.config.schema import RunConfig
+from unlearn.config.schema import ModelConfig, RunConfig, TrainableConfig
 from unlearn.registry import find
 from unlearn.types import TokenBatch
 
@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from unlearn.data.module import UnlearningDataModule
     from unlearn.data.tokenize import TokenRow
     from unlearn.evaluation.suite import Suite
+    from unlearn.methods.base import Method
+    from unlearn.models.trainable import TrainableReport
     from unlearn.module import UnlearningModule
     from unlearn.tracking.rundir import RunDirectory
     from unlearn.types import EntityData
 
-RECIPE = "1"
+RECIPE = "2"
 """Version of what is cached; raise it when banks, references or base measurements change their meaning."""
 
 
@@ -79,9 +81,9 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
     from unlearn.callbacks.latent import LatentDistance
     from unlearn.data.checks import check_streams
     from unlearn.data.module import UnlearningDataModule
+    from unlearn.data.reader import Reader
     from unlearn.data.swap import matched_rows
     from unlearn.data.tokenize import batches
-    from unlearn.evaluation.answers import Reader
     from unlearn.evaluation.latent import GROUPS, LatentMeter, LatentRows
     from unlearn.evaluation.suite import Suite
     from unlearn.latents.banks import build_banks
@@ -94,7 +96,6 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
     from unlearn.models.lm import load_lm
     from unlearn.models.reference import ReferenceStore
     from unlearn.models.sae import load_sae
-    from unlearn.models.trainable import select_trainable
     from unlearn.module import UnlearningModule
 
     settings = trainer_settings(config.trainer)
@@ -158,16 +159,20 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
         selection = select_latents(sae, banks, config.latents, config.seed)
 
     method_class = find("method", config.method.name, "method.name").load()
-    streams = {s: datamodule.streams[s] for s in method_class.reference_streams if method_class.required(config.method)}
+    needs = method_class.required(config.method)
+    streams = {s: datamodule.streams[s] for s in method_class.reference_streams_of(config.method)}
+    n_blocks = len(blocks_of(lm))
     with stage("reference"):
         rows = [*datamodule.generic, *(row for stream in streams.values() for row in stream)]
-        path = cache / "reference" / _key(frozen, sorted(streams))
-        reference = ReferenceStore.build(lm, on_device(rows), layers=(layer,), path=path)
-    datamodule.active_streams = method_class.streams
+        layers = tuple(dict.fromkeys((layer, *method_class.reference_layers(config.method, layer, n_blocks))))
+        path = cache / "reference" / _key(frozen, sorted(streams), layers)
+        reference = ReferenceStore.build(lm, on_device(rows), layers=layers, path=path)
+    datamodule.active_streams = method_class.streams_of(config.method)
     context = MethodContext(
-        n_blocks=len(blocks_of(lm)), hook_layer=layer, sae=sae, banks=banks, selection=selection, reference=reference, seed=config.seed
-    )
-    method = method_class(config.method, context)
+        n_blocks=n_blocks, hook_layer=layer, sae=sae, banks=banks, selection=selection, reference=reference,
+        data=data, reader=reader, seed=config.seed,
+    )  # fmt: skip
+    method = method_class(config.method, context.only(needs)).to(device)
     groups = {g: LatentRows.of(datamodule.latent[g], [row.entity for row in data.latent[g]]) for g in GROUPS}
     meter = LatentMeter(groups, banks, selection, sae, config.evaluation, reader.pad_id, config.seed)
     suite = Suite(
@@ -178,8 +183,10 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
     latent.remember(lm)
     with stage("the original model") as announce:
         suite.measure_base(lm, cache / "base" / f"{_key(frozen, config.evaluation, config.seed)}.json", announce)
-    auto = method.forget_layer() if config.model.trainable.blocks == "auto" else None
-    lm, trainable = select_trainable(lm, config.model, method.deepest_layer() if auto is None else auto)
+    lm, trainable = select_weights(lm, method, config.model)
+    with stage("method"):
+        method.setup(lm)
+        method.to(device)
     return Assembly(
         config=config,
         run=run,
@@ -199,8 +206,23 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
             "trained_parameters": trainable.n_parameters,
             "parameters": trainable.n_total,
             "notes": dict(data.notes),
+            "intervention": method.intervention,
         },
     )
+
+
+def select_weights(lm: Any, method: Method, config: ModelConfig) -> tuple[Any, TrainableReport]:
+    """Free the weights that are trained; what the method's paper trains where the configuration leaves the choice open."""
+    from unlearn.models.trainable import TrainableReport, select_trainable
+
+    if not method.trains:
+        lm.requires_grad_(False)
+        return lm, TrainableReport((), 0, sum(p.numel() for p in lm.parameters()), ())
+    suggested = method.trainable(method.context.n_blocks)
+    if suggested is not None and config.trainable == TrainableConfig():
+        return select_trainable(lm, replace(config, trainable=suggested), method.deepest_layer())
+    auto = method.forget_layer() if config.trainable.blocks == "auto" else None
+    return select_trainable(lm, config, method.deepest_layer() if auto is None else auto)
 
 
 def _spread(rows: Sequence[TokenRow], most: int) -> list[TokenRow]:

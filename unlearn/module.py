@@ -14,6 +14,7 @@ from unlearn.functional.schedule import learning_rate_factor
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
     from torch import Tensor
+    from torch.optim import Optimizer
     from transformers import PreTrainedModel
 
     from unlearn.config.schema import OptimConfig
@@ -41,6 +42,12 @@ class UnlearningModule(LightningModule):
         self.method = method
         self.optim = optim
         self.strict_loading = False
+        self.concluded = False
+
+    def on_train_batch_start(self, batch: Mapping[str, TokenBatch], batch_idx: int) -> None:
+        """Tell the method which optimiser step begins."""
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self.method.before_step(self.lm, self.trainer.global_step, self.optim.steps)
 
     def training_step(self, batch: Mapping[str, TokenBatch], batch_idx: int) -> Tensor:
         """Loss of one batch of streams; logs the total as ``train/loss`` and every named term."""
@@ -49,6 +56,27 @@ class UnlearningModule(LightningModule):
         self.log_dict(logged, batch_size=sum(len(b.row_id_B) for b in batch.values()), on_step=True, on_epoch=False)
         self.log("loss", terms.total.detach(), batch_size=1, prog_bar=True, logger=False)
         return terms.total
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Let the method change the gradients of the whole step."""
+        self.method.adjust_gradients(self.lm)
+
+    def conclude(self, *, restored: bool = False) -> None:
+        """Bring the model to its final form: edits after the last step, and what acts at inference. A second call does nothing.
+
+        Args:
+            restored: whether the final weights were loaded, so that only what acts at inference is missing.
+        """
+        if self.concluded:
+            return
+        self.concluded = True
+        if not restored:
+            self.method.finish(self.lm)
+        self.method.install(self.lm)
+
+    def final_state(self) -> dict[str, Tensor]:
+        """Copies, on the CPU, of every trained weight, of the language model's under ``lm.`` and of the method's under ``method.``."""
+        return {name: p.detach().cpu().clone().contiguous() for name, p in self.named_parameters() if p.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep trained weights and the method's state; add the random state."""

@@ -72,6 +72,7 @@ def _facts(node: ast.ClassDef) -> dict[str, Any]:
 def _scan(kind: str) -> Iterator[Entry]:
     parsed = {path: ast.parse(path.read_text(encoding="utf-8")) for pattern in KINDS[kind] for path in sorted(PACKAGE.glob(pattern))}
     bases = {BASES[kind]}
+    seen: set[str] = set()
     found: dict[str, Entry] = {}
     grew = True
     while grew:
@@ -80,9 +81,10 @@ def _scan(kind: str) -> Iterator[Entry]:
             module = ".".join(("unlearn", *path.relative_to(PACKAGE).with_suffix("").parts))
             for node in tree.body:
                 names = {b.id for b in getattr(node, "bases", []) if isinstance(b, ast.Name)}
-                if not isinstance(node, ast.ClassDef) or node.name in found or not names & bases:
+                if not isinstance(node, ast.ClassDef) or node.name in seen or not names & bases:
                     continue
                 bases.add(node.name)
+                seen.add(node.name)
                 grew = True
                 facts = _facts(node)
                 if isinstance(facts.get("name"), str):

@@ -169,7 +169,7 @@ def _fit(assembly: Assembly, tracker: Logger | None, checkpoint: Path | None) ->
             raise
     else:
         with stage("measurement"):
-            assembly.evaluation.measure(module.lm)
+            assembly.evaluation.conclude(module)
             assembly.latent.picture(module.lm)
     if is_rank_zero():
         run.write_results(assembly.cost.results())

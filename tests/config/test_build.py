@@ -1,11 +1,13 @@
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
 from unlearn.config.build import SELECTORS, Reading, convert, expectation
+from unlearn.config.checks import check
 from unlearn.config.layers import Layer
-from unlearn.config.schema import OptimConfig, RunConfig
+from unlearn.config.schema import MethodConfig, OptimConfig, RunConfig
 from unlearn.errors import ConfigError
 
 
@@ -84,10 +86,52 @@ def test_without_schemas_the_plugin_sections_have_their_base_keys():
 def test_selectors_name_mandatory_fields():
     with pytest.raises(ConfigError) as error:
         Reading(RunConfig, [Layer({"name": "a"})], {}).build()
-    assert [problem.split(" ")[0] for problem in error.value.problems] == [f"{section}.{key}" for section, key in SELECTORS.items()]
+    assert [problem.split(" ")[0] for problem in error.value.problems] == [
+        f"{section}.{key}" for section, key in SELECTORS.items() if "." not in section
+    ]
 
 
 def test_configurations_do_not_share_their_lists():
     a, b = (Reading(OptimConfig, [], {}).build() for _ in range(2))
     assert a.betas == b.betas
     assert a.betas is not b.betas
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Inside(MethodConfig):
+    beta: float = 0.1
+
+    def __post_init__(self) -> None:
+        check(self.beta > 0, "method.beta", "> 0", self.beta)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Other(MethodConfig):
+    gamma: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Around(MethodConfig):
+    inner: MethodConfig = field(default_factory=lambda: _Inside(name="inside"))
+
+
+def _method(name):
+    return {"around": _Around, "inside": _Inside, "other": _Other}[name]
+
+
+def nested(inner):
+    tree = {"name": "a", "data": {"source": "s"}, "method": {"name": "around", **({"inner": inner} if inner else {})}}
+    return Reading(RunConfig, [Layer(tree)], {"method": _method, "method.inner": _method}).build()
+
+
+def test_a_plugin_inside_a_plugin_is_typed_by_its_name():
+    assert nested({}).method.inner == _Inside(name="inside")
+    assert nested({"beta": 0.5}).method.inner == _Inside(name="inside", beta=0.5)
+    assert nested({"name": "other", "gamma": 2.0}).method.inner == _Other(name="other", gamma=2.0)
+
+
+def test_problems_of_a_plugin_inside_a_plugin_name_its_own_keys():
+    with pytest.raises(ConfigError, match=r"method\.inner\.beta must be > 0; found -1"):
+        nested({"beta": -1})
+    with pytest.raises(ConfigError, match=r"method\.inner\.beta is not a known key"):
+        nested({"name": "other", "beta": 1.0})

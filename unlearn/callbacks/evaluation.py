@@ -9,9 +9,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
     from unlearn.evaluation.suite import Measurement, Suite
+    from unlearn.module import UnlearningModule
     from unlearn.tracking.rundir import RunDirectory
     from unlearn.types import Row
 
@@ -72,6 +74,18 @@ class Evaluation(Callback):
         self.run.append_samples(rows)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure the trained model, unless training stopped early."""
+        """Keep the final weights and measure the final model, unless training stopped early."""
         if trainer.global_step >= trainer.max_steps:
-            self.measure(pl_module.lm)
+            self.conclude(pl_module)
+
+    def conclude(self, module: UnlearningModule) -> None:
+        """Bring the model to its final form, write what was trained to ``weights.safetensors``, and measure."""
+        module.conclude()
+        self.keep(module.final_state())
+        self.measure(module.lm)
+
+    @rank_zero_only
+    def keep(self, state: dict[str, Tensor]) -> None:
+        """Write the final weights; nothing where nothing was trained."""
+        if state:
+            self.run.write_weights(state)

@@ -52,5 +52,7 @@ class LatentDistance(Callback):
             log_metrics(trainer, self.meter.quick(pl_module.lm))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Keep the picture of the trained model."""
+        """Keep the picture of the final model."""
+        if trainer.global_step >= trainer.max_steps:
+            pl_module.conclude()
         self.picture(pl_module.lm)

@@ -18,8 +18,8 @@ from unlearn.config.document import FieldInfo, fields_of, is_union, show, type_n
 from unlearn.config.layers import Layer
 from unlearn.errors import ConfigError, did_you_mean
 
-SELECTORS: Mapping[str, str] = {"data": "source", "method": "name"}
-"""Plug-in sections, and the key in each that names the plug-in which types it."""
+SELECTORS: Mapping[str, str] = {"data": "source", "method": "name", "method.inner": "name"}
+"""Plug-in sections, and the key in each that names the plug-in which types it; a dotted one is a field of another plug-in."""
 
 Schemas = Mapping[str, Callable[[str], type]]
 """For a plug-in section, what turns a plug-in's name into its dataclass; raises ``ConfigError`` for a name that is not known."""
@@ -79,15 +79,38 @@ class Reading:
         self.said: dict[str, Layer] = {}
         self.problems: list[str] = []
         self.hints: dict[str, Any] = {}
-        self.sections = {key: self._plugin(key, schemas[key]) for key in SELECTORS if key in schemas}
+        self.sections: dict[str, type | None] = {}
+        for key in SELECTORS:
+            if key in schemas and self._has(key):
+                self.sections[key] = self._plugin(key, schemas[key]) or self._default(key)
         for layer in layers:
             self._walk(root, layer.tree, "", layer)
         self._interpolate()
 
+    def _inner(self, section: str) -> FieldInfo | None:
+        """The field behind a dotted plug-in section; None for one of the root, and where the plug-in around it has no such field."""
+        outer, _, name = section.rpartition(".")
+        cls = self.sections.get(outer) if outer else None
+        return next((info for info in fields_of(cls) if info.name == name), None) if cls is not None else None
+
+    def _has(self, section: str) -> bool:
+        return "." not in section or self._inner(section) is not None
+
+    def _default(self, section: str) -> type | None:
+        """Type of a dotted section that no layer names: its default's."""
+        info = self._inner(section)
+        return (
+            type(info.default)
+            if info is not None and info.section is not None and f"{section}.{SELECTORS[section]}" not in self.said
+            else None
+        )
+
     def _plugin(self, section: str, lookup: Callable[[str], type]) -> type | None:
         """Dataclass of the plug-in that ``section`` names; None where it names none, or one that is not known."""
         for layer in reversed(self.layers):
-            settings = layer.tree.get(section)
+            settings: Any = layer.tree
+            for part in section.split("."):
+                settings = settings.get(part) if isinstance(settings, Mapping) else None
             if isinstance(settings, Mapping) and settings.get(SELECTORS[section]) is not None:
                 try:
                     return lookup(str(settings[SELECTORS[section]]))
@@ -241,7 +264,10 @@ class Reading:
             except Exception:  # what follows from a problem that was noted is no news
                 if not found and not self.problems:
                     raise
+        outer = path.split(".", 1)[0] + "."
         for problem in found:
+            if path.count(".") > 1 and problem.startswith(outer) and not problem.startswith(path):
+                problem = path + problem.removeprefix(outer)  # a plug-in inside another one states its keys as if it stood alone
             key = problem.split(" ", 1)[0]
             if arguments.get(key.removeprefix(path)) != MISSING:
                 self.problems.append(self.said.get(key, Layer({})).problem(problem, "").rstrip())

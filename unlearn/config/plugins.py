@@ -17,4 +17,5 @@ def plugin_schemas() -> Schemas:
     return {
         "data": lambda name: _config("source", name, "data.source"),
         "method": lambda name: _config("method", name, "method.name"),
+        "method.inner": lambda name: _config("method", name, "method.inner.name"),
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from omegaconf import MISSING
 
@@ -54,6 +55,9 @@ class SourceConfig:
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig:
     """Fields every method has; a method adds its own."""
+
+    FREE_TEXT: ClassVar[frozenset[str]] = frozenset({"name"})
+    """fields of type str that take any text; every other one must refuse what it does not know"""
 
     name: str = MISSING
     """name of the method; `unlearn list methods` shows them"""

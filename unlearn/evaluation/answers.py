@@ -9,17 +9,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from unlearn.data.tokenize import TokenRow, batches, tokenize_rows
+from unlearn.data.tokenize import TokenRow, batches
 from unlearn.functional.memorisation import truth_ratio, truth_ratio_score
 from unlearn.functional.statistics import bootstrap_interval
 from unlearn.functional.text import is_answer, is_refusal, rouge_l
 from unlearn.functional.tokens import row_mean, token_nll
 from unlearn.models.decoder import device_of
 from unlearn.models.forward import forward, generate
-from unlearn.types import PromptFormat, Row
+from unlearn.types import Row
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
+
+    from unlearn.data.reader import Reader
 
 SET_NAMES: Mapping[str, tuple[str, str]] = {
     "forget": ("forget", ""),
@@ -57,33 +59,6 @@ class AnswerRecords:
                 low, high = bootstrap_interval(values, bootstrap, seed, groups=groups)
                 results |= {f"{key}/ci_low": low, f"{key}/ci_high": high}
         return results
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reader:
-    """How rows become tokens and answers become text."""
-
-    tokenizer: PreTrainedTokenizerBase
-    prompt_format: PromptFormat
-    refusals: tuple[str, ...]
-    max_length: int
-    batch_size: int
-    max_new_tokens: int
-
-    @property
-    def pad_id(self) -> int:
-        """Padding token."""
-        return int(self.tokenizer.pad_token_id)
-
-    @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer: the first token of the text after an answer, where there is one."""
-        end = self.prompt_format.end.strip()
-        return tuple(self.tokenizer(end, add_special_tokens=False)["input_ids"][:1]) if end else ()
-
-    def tokens(self, rows: Sequence[Row]) -> list[TokenRow]:
-        """Tokenise rows as training does."""
-        return tokenize_rows(rows, self.tokenizer, self.prompt_format, self.max_length)
 
 
 @torch.no_grad()

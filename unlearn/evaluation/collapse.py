@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from unlearn.config.schema import EvaluationConfig
+    from unlearn.data.reader import Reader
     from unlearn.data.tokenize import TokenRow
-    from unlearn.evaluation.answers import Reader
     from unlearn.models.reference import ReferenceStore
 
 CONTINUATIONS = 32

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from unlearn.config.schema import EvaluationConfig
+    from unlearn.data.reader import Reader
     from unlearn.data.tokenize import TokenRow
-    from unlearn.evaluation.answers import Reader
     from unlearn.evaluation.latent import LatentMeter
     from unlearn.latents.selection import Selection
     from unlearn.models.reference import ReferenceStore

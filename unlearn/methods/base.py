@@ -4,27 +4,28 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import nn
 
-from unlearn.config.schema import MethodConfig
+from unlearn.config.schema import MethodConfig, TrainableConfig
 from unlearn.errors import ConfigError
-from unlearn.types import LossTerms, TokenBatch
+from unlearn.types import EntityData, LossTerms, TokenBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from unlearn.data.reader import Reader
     from unlearn.latents.banks import Banks
     from unlearn.latents.selection import Selection
     from unlearn.models.reference import ReferenceStore
     from unlearn.models.sae import FrozenSAE
 
-NEEDS: frozenset[str] = frozenset({"reference_logprobs", "reference_hidden", "sae", "banks"})
+NEEDS: frozenset[str] = frozenset({"reference_logprobs", "reference_hidden", "sae", "banks", "rows"})
 """What a method may ask for: reference log-probabilities at answer positions, reference hidden states at the hooked block, the frozen
-SAE, the activation banks with the selected latents."""
+SAE, the activation banks with the selected latents, and the source's rows with a reader that makes batches of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +40,39 @@ class MethodContext:
     banks: Banks | None = None
     selection: Selection | None = None
     reference: ReferenceStore | None = None
+    data: EntityData | None = None
+    """every row of the source; a method may read the streams, the refusals and the generic texts, never the evaluation sets"""
+    reader: Reader | None = None
+    """makes batches of rows"""
     seed: int = 0
+
+    def only(self, needs: frozenset[str]) -> MethodContext:
+        """This context without what is not in ``needs``."""
+        reference = self.reference if needs & {"reference_logprobs", "reference_hidden"} else None
+        banks, selection = (self.banks, self.selection) if "banks" in needs else (None, None)
+        data, reader = (self.data, self.reader) if "rows" in needs else (None, None)
+        sae = self.sae if "sae" in needs else None
+        return replace(self, sae=sae, banks=banks, selection=selection, reference=reference, data=data, reader=reader)
 
 
 class Method(nn.Module, ABC):
-    """Turns four streams into named loss terms; never logs, never steps an optimiser.
+    """Turns the streams into named loss terms; never logs, never steps an optimiser.
 
     A plug-in is one file: its paper, a config dataclass, a pure loss and this thin class, which fetches the arguments of the loss.
-    ``name``, ``family``, ``summary``, ``paper``, ``streams`` and ``needs`` are literals in the class body, so that they can be
-    listed without importing the file.
+    ``name``, ``family``, ``summary``, ``paper``, ``streams``, ``needs``, ``trains``, ``intervention`` and ``wraps`` are literals in the
+    class body, so that they can be listed without importing the file.
+
+    What is called when, in this order::
+
+        setup(lm)                 once, on the original model, its trained weights selected; again when a run is resumed
+        before_step(lm, k, n)     before optimiser step k of n
+        loss(lm, batch)           per micro-batch
+        adjust_gradients(lm)      after the gradients of a step are complete, before clipping
+        finish(lm)                once, after the last step: edits of the weights that are not gradient steps
+        install(lm)               once, after that; also on a model whose final weights are loaded: what acts at inference
+
+    State that changes while training goes into ``get_extra_state`` (checkpoints keep it); what ``setup`` computes from the original model
+    is computed again on resume and need not be kept.
     """
 
     name: ClassVar[str]
@@ -55,11 +80,17 @@ class Method(nn.Module, ABC):
     summary: ClassVar[str]
     paper: ClassVar[str]
     streams: ClassVar[tuple[str, ...]]
-    """streams whose batches ``loss`` reads"""
+    """streams whose batches ``loss`` reads; none: there are no steps"""
     needs: ClassVar[frozenset[str]] = frozenset()
     """subset of ``NEEDS``"""
     reference_streams: ClassVar[tuple[str, ...]] = ()
     """streams for which reference quantities are stored, when ``needs`` asks for them"""
+    trains: ClassVar[bool] = True
+    """whether weights of the language model change, by gradient steps or by ``finish``"""
+    intervention: ClassVar[bool] = False
+    """whether it acts at inference: nothing in the weights changes, and whoever has the weights has the knowledge"""
+    wraps: ClassVar[bool] = False
+    """whether it runs another method, ``method.inner``"""
     Config: ClassVar[type[MethodConfig]] = MethodConfig
 
     def __init__(self, config: MethodConfig, context: MethodContext) -> None:
@@ -76,6 +107,7 @@ class Method(nn.Module, ABC):
             "reference_hidden": context.reference,
             "sae": context.sae,
             "banks": context.banks,
+            "rows": context.reader,
         }
         missing = sorted(need for need in self.required(config) if have[need] is None)
         if missing:
@@ -86,6 +118,25 @@ class Method(nn.Module, ABC):
         """What this configuration needs of ``needs``; a method whose options need less overrides it."""
         return cls.needs
 
+    @classmethod
+    def streams_of(cls, config: MethodConfig) -> tuple[str, ...]:
+        """Streams that this configuration reads; a method whose options need fewer (or a wrapper) overrides it."""
+        return cls.streams
+
+    @classmethod
+    def reference_streams_of(cls, config: MethodConfig) -> tuple[str, ...]:
+        """Streams for which this configuration needs reference quantities."""
+        return cls.reference_streams if cls.required(config) & {"reference_logprobs", "reference_hidden"} else ()
+
+    @classmethod
+    def reference_layers(cls, config: MethodConfig, hook_layer: int, n_blocks: int) -> tuple[int, ...]:
+        """Blocks whose reference output ``loss`` looks up; the hooked one unless a method overrides it."""
+        return (hook_layer,)
+
+    def trainable(self, n_blocks: int) -> TrainableConfig | None:
+        """Weights that the paper trains, for ``model.trainable`` left at its defaults; None for every block up to ``forget_layer``."""
+        return None
+
     def forget_layer(self) -> int | None:
         """Last block that the forgetting term reaches; None where it needs the logits. ``model.trainable.blocks: auto`` trains up to it."""
         return None
@@ -94,9 +145,24 @@ class Method(nn.Module, ABC):
         """Last block that any loss term reaches; None where one needs the logits. Blocks above are frozen."""
         return None
 
+    def setup(self, lm: PreTrainedModel) -> None:  # noqa: B027 most methods have nothing to do here
+        """Measure the original model: directions, features, reference answers. Must repeat exactly for the same seed."""
+
+    def before_step(self, lm: PreTrainedModel, step: int, steps: int) -> None:  # noqa: B027
+        """Know where training stands: schedules, changes of phase. Called once before each optimiser step, 0 <= step < steps."""
+
     @abstractmethod
     def loss(self, lm: PreTrainedModel, batch: Mapping[str, TokenBatch]) -> LossTerms:
-        """Total (scalar, fp32 or wider) and its named terms for one batch of the streams in ``streams``."""
+        """Total (scalar, fp32 or wider) and named terms for one batch of the streams in ``streams``; ``forget`` is the term that falls."""
+
+    def adjust_gradients(self, lm: PreTrainedModel) -> None:  # noqa: B027
+        """Change ``.grad`` of the trained weights in place (projections)."""
+
+    def finish(self, lm: PreTrainedModel) -> None:  # noqa: B027
+        """Edit the trained weights in place after the last step."""
+
+    def install(self, lm: PreTrainedModel) -> None:  # noqa: B027
+        """Put in place what acts at inference (``unlearn.models.intervene``); copies of ``lm`` keep it."""
 
 
 def concatenate(batches: list[TokenBatch]) -> TokenBatch:

@@ -22,6 +22,7 @@ class NoMethod(Method):
     summary = "the original model, measured but not trained"
     paper = ""
     streams = ()
+    trains = False
 
     def loss(self, lm: PreTrainedModel, batch: Mapping[str, TokenBatch]) -> LossTerms:
         """Zero, connected to nothing."""

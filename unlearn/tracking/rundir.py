@@ -15,7 +15,7 @@ from unlearn.tracking.files import append_lines, dump_json, read_json, write_ato
 STATES: tuple[str, ...] = ("running", "finished", "failed", "killed", "stopped")
 """``stopped``: ended early on purpose (a collapsed model, for example); ``killed``: interrupted from outside."""
 
-CONFIG, MANIFEST, METRICS, SAMPLES, RESULTS, STATUS, ACTIVATIONS = (
+CONFIG, MANIFEST, METRICS, SAMPLES, RESULTS, STATUS, ACTIVATIONS, WEIGHTS = (
     "config.yaml",
     "manifest.json",
     "metrics.jsonl",
@@ -23,6 +23,7 @@ CONFIG, MANIFEST, METRICS, SAMPLES, RESULTS, STATUS, ACTIVATIONS = (
     "results.json",
     "status",
     "activations.npz",
+    "weights.safetensors",
 )
 
 
@@ -189,6 +190,31 @@ class RunDirectory:
         floats: dict[str, Any] = {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
         np.savez_compressed(buffer, **floats)
         return write_atomic(self.activations_path, buffer.getvalue())
+
+    def write_weights(self, state: Mapping[str, Any]) -> Path:
+        """Write the final trained weights (tensors by name, ``lm.`` or ``method.`` first) to weights.safetensors."""
+        from safetensors.torch import save_file
+
+        path = self.path / WEIGHTS
+        temporary = path.with_name(f"{path.name}.tmp")
+        save_file(dict(state), temporary)
+        temporary.replace(path)
+        return path
+
+    def read_weights(self) -> dict[str, Any]:
+        """What ``write_weights`` wrote; empty where the run trained nothing.
+
+        Raises:
+            RunError: the file is damaged.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = self.path / WEIGHTS
+        try:
+            return dict(load_file(path)) if path.is_file() else {}
+        except (SafetensorError, OSError) as error:
+            raise RunError(f"{path} must hold the run's final weights; found a damaged file ({error}).") from error
 
     def set_status(self, state: str, reason: str = "") -> None:
         """Write the status.

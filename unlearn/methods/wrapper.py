@@ -1,0 +1,103 @@
+"""Methods that run another method: ``method.inner`` names it and holds its settings."""
+
+from __future__ import annotations
+
+from abc import ABC
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from unlearn.config.schema import MethodConfig, TrainableConfig
+from unlearn.errors import ConfigError
+from unlearn.methods.base import Method, MethodContext
+from unlearn.methods.grad_diff import GradDiffConfig
+from unlearn.registry import find
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrapperConfig(MethodConfig):
+    """The method inside."""
+
+    inner: MethodConfig = field(default_factory=lambda: GradDiffConfig(name="grad_diff"))
+    """the method that is run inside: its name and its settings"""
+
+
+def inner_class(config: MethodConfig) -> type[Method]:
+    """Class of ``config.inner``.
+
+    Raises:
+        ConfigError: it is a wrapper itself, or has no loss to run.
+    """
+    inner: MethodConfig = config.inner  # type: ignore[attr-defined]
+    found: type[Method] = find("method", inner.name, "method.inner.name").load()
+    if found.wraps or not found.streams or not found.trains:
+        raise ConfigError(f"method.inner.name must be a method with a loss that is no wrapper itself; found {inner.name!r}.")
+    return found
+
+
+class Wrapper(Method, ABC):
+    """Builds the inner method and passes on what it declares; a subclass changes what it has to."""
+
+    wraps = True
+    Config = WrapperConfig
+    config: WrapperConfig
+
+    def __init__(self, config: WrapperConfig, context: MethodContext) -> None:
+        super().__init__(config, context)
+        cls = inner_class(config)
+        self.inner = cls(config.inner, context.only(cls.required(config.inner)))
+
+    @classmethod
+    def required(cls, config: MethodConfig) -> frozenset[str]:
+        """What the inner method needs, and what the wrapper itself does."""
+        return cls.needs | inner_class(config).required(config.inner)  # type: ignore[attr-defined]
+
+    @classmethod
+    def streams_of(cls, config: MethodConfig) -> tuple[str, ...]:
+        """Streams of the inner method and of the wrapper."""
+        return tuple(dict.fromkeys((*inner_class(config).streams_of(config.inner), *cls.streams)))  # type: ignore[attr-defined]
+
+    @classmethod
+    def reference_streams_of(cls, config: MethodConfig) -> tuple[str, ...]:
+        """Those of the inner method and of the wrapper."""
+        inner = inner_class(config).reference_streams_of(config.inner)  # type: ignore[attr-defined]
+        return tuple(dict.fromkeys((*inner, *cls.reference_streams)))
+
+    @classmethod
+    def reference_layers(cls, config: MethodConfig, hook_layer: int, n_blocks: int) -> tuple[int, ...]:
+        """Those of the inner method."""
+        return inner_class(config).reference_layers(config.inner, hook_layer, n_blocks)  # type: ignore[attr-defined]
+
+    def trainable(self, n_blocks: int) -> TrainableConfig | None:
+        """What the inner method trains."""
+        return self.inner.trainable(n_blocks)
+
+    def forget_layer(self) -> int | None:
+        """As the inner method."""
+        return self.inner.forget_layer()
+
+    def deepest_layer(self) -> int | None:
+        """As the inner method."""
+        return self.inner.deepest_layer()
+
+    def setup(self, lm: PreTrainedModel) -> None:
+        """Set up the inner method."""
+        self.inner.setup(lm)
+
+    def before_step(self, lm: PreTrainedModel, step: int, steps: int) -> None:
+        """Tell the inner method."""
+        self.inner.before_step(lm, step, steps)
+
+    def adjust_gradients(self, lm: PreTrainedModel) -> None:
+        """Let the inner method change the gradients."""
+        self.inner.adjust_gradients(lm)
+
+    def finish(self, lm: PreTrainedModel) -> None:
+        """Let the inner method finish."""
+        self.inner.finish(lm)
+
+    def install(self, lm: PreTrainedModel) -> None:
+        """Install what the inner method installs."""
+        self.inner.install(lm)
