@@ -8,13 +8,15 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from tests.toys import LAYER, Toy, toy
+from tests.toys import Toy, toy
 from unlearn.callbacks.guard import GracefulStop, NonFiniteGuard
-from unlearn.config.schema import OptimConfig, TrainerConfig
+from unlearn.config.schema import MethodConfig, OptimConfig, TrainerConfig
 from unlearn.errors import RunError
 from unlearn.launch import make_trainer, trainer_settings
-from unlearn.models.decoder import blocks_of
+from unlearn.methods.base import Method, MethodContext
 from unlearn.module import UnlearningModule
+from unlearn.registry import entries
+from unlearn.types import LossTerms
 
 
 class Rows(pl.loggers.logger.Logger):
@@ -33,11 +35,10 @@ class Rows(pl.loggers.logger.Logger):
         self.rows.append((step, dict(metrics)))
 
 
-def module_of(made: Toy, method: str = "sae_guided", **optim: object) -> UnlearningModule:
-    for block in blocks_of(made.lm)[: LAYER + 1]:
-        block.requires_grad_(True)
-    made.datamodule.active_streams = made.method(method).streams
-    return UnlearningModule(made.lm, made.method(method), OptimConfig(**{"steps": 5, "lr": 1e-3, **optim}))
+def module_of(made: Toy, name: str = "sae_guided", **optim: object) -> UnlearningModule:
+    lm, method = made.ready(name)
+    made.datamodule.active_streams = method.streams_of(method.config)
+    return UnlearningModule(lm, method, OptimConfig(**{"steps": 5, "lr": 1e-3, **optim}))
 
 
 def trainer(callbacks: list[pl.Callback], loggers: list[object] | None = None, **optim: object) -> pl.Trainer:
@@ -46,7 +47,7 @@ def trainer(callbacks: list[pl.Callback], loggers: list[object] | None = None, *
 
 
 def weights(module: UnlearningModule) -> list[torch.Tensor]:
-    return [p.detach().clone() for p in module.lm.parameters() if p.requires_grad]
+    return [p.detach().clone() for p in module.parameters() if p.requires_grad]
 
 
 def test_logs_every_term_at_every_step(tmp_path: Path) -> None:
@@ -60,8 +61,9 @@ def test_logs_every_term_at_every_step(tmp_path: Path) -> None:
 def test_trains_only_what_is_unfrozen(tmp_path: Path) -> None:
     made = toy(tmp_path)
     before = {n: p.clone() for n, p in made.lm.named_parameters()}
-    trainer([]).fit(module_of(made), datamodule=made.datamodule)
-    changed = {n for n, p in made.lm.named_parameters() if not torch.equal(p, before[n])}
+    module = module_of(made)
+    trainer([]).fit(module, datamodule=made.datamodule)
+    changed = {n for n, p in module.lm.named_parameters() if not torch.equal(p, before[n])}
     assert changed
     assert changed <= {n for n in before if "layers.0." in n or "layers.1." in n}
 
@@ -90,7 +92,61 @@ class StopAt(pl.Callback):
             self.stop.asked = True
 
 
-@pytest.mark.parametrize("method", ["sae_guided", "gradient_ascent"])
+class Diary(Method):
+    """Writes down what is called when."""
+
+    name = summary = family = paper = "diary"
+    streams = ("forget",)
+
+    def __init__(self) -> None:
+        super().__init__(MethodConfig(name="diary"), MethodContext(n_blocks=4))
+        self.calls: list[str] = []
+
+    def before_step(self, lm: object, step: int, steps: int) -> None:
+        self.calls.append(f"before {step} of {steps}")
+
+    def loss(self, lm: torch.nn.Module, batch: dict) -> LossTerms:
+        self.calls.append("loss")
+        total = sum(p.square().sum() for p in lm.parameters() if p.requires_grad)
+        return LossTerms(total, {})
+
+    def adjust_gradients(self, lm: torch.nn.Module) -> None:
+        self.calls.append("adjust")
+        for p in lm.parameters():
+            if p.grad is not None:
+                p.grad.zero_()
+
+    def finish(self, lm: object) -> None:
+        self.calls.append("finish")
+
+    def install(self, lm: object) -> None:
+        self.calls.append("install")
+
+
+def test_the_method_is_called_once_for_each_step_and_may_change_its_gradients(tmp_path: Path) -> None:
+    made, diary = toy(tmp_path), Diary()
+    module = module_of(made, "gradient_ascent")
+    module.method = diary
+    module.optim = OptimConfig(steps=2)
+    made.datamodule.steps, made.datamodule.accumulate = 2, 2
+    before = weights(module)
+    config = TrainerConfig(accelerator="cpu", devices="1", progress_bar=False, accumulate=2)
+    make_trainer(config, module.optim, [], [], trainer_settings(config, {})).fit(module, datamodule=made.datamodule)
+    module.conclude()
+    module.conclude()
+    assert diary.calls == [*(w for k in (0, 1) for w in (f"before {k} of 2", "loss", "loss", "adjust")), "finish", "install"]
+    assert all(torch.equal(a, b) for a, b in zip(before, weights(module), strict=True))
+
+
+QUICK = ("sae_guided", "gradient_ascent")
+RESUMED = [
+    pytest.param(name, marks=() if name in QUICK else pytest.mark.slow)
+    for name, entry in entries("method").items()
+    if entry.facts.get("streams") or entry.facts.get("wraps")
+]
+
+
+@pytest.mark.parametrize("method", RESUMED)
 def test_interrupted_and_resumed_training_gives_the_same_weights(tmp_path: Path, method: str) -> None:
     made = toy(tmp_path / "a")
     whole = module_of(made, method)

@@ -8,7 +8,6 @@ Seconds on a shared machine wander; the ratios are taken within one run of this 
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -16,15 +15,18 @@ import tempfile
 import time
 from pathlib import Path
 
+from unlearn.registry import entries
+
 HERE = Path(__file__).parent
-METHODS = {
-    "gradient_ascent": [],
-    "grad_diff": [],
-    "grad_diff_kl": ["method.name=grad_diff", "method.retain=kl"],
-    "sae_prototype": ["method.name=sae_guided", "method.objective=prototype"],
-    "sae_distribution": ["method.name=sae_guided", "method.objective=distribution"],
-}
 REFERENCE = "grad_diff"
+
+
+def methods() -> list[str]:
+    """Every method that takes steps."""
+    from unlearn.registry import find
+
+    classes = {name: find("method", name).load() for name in entries("method")}
+    return [name for name, cls in classes.items() if cls.streams_of(cls.Config(name=name))]
 
 
 def measure(name: str, steps: int) -> dict[str, float]:
@@ -33,35 +35,40 @@ def measure(name: str, steps: int) -> dict[str, float]:
     from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
     from unlearn.assembly import assemble
+    from unlearn.callbacks.cost import PeakMemory
     from unlearn.config.load import load_config
     from unlearn.config.plugins import plugin_schemas
     from unlearn.tracking.rundir import RunDirectory
 
     torch.set_num_threads(1)
-    said = METHODS[name] or [f"method.name={name}"]
     with tempfile.TemporaryDirectory() as folder:
         base = {"name": name, "out": folder, "data": {"source": "world"}, "trainer": {"threads": 1, "progress_bar": False}}
-        config = load_config(base, [*said, f"optim.steps={steps}", "tracking.enabled=false"], plugin_schemas())
+        config = load_config(base, [f"method.name={name}", f"optim.steps={steps}", "tracking.enabled=false"], plugin_schemas())
         assembly = assemble(config, RunDirectory.create(folder, name))
         module = assembly.module
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        memory = PeakMemory()
         optimizer = module.configure_optimizers()["optimizer"]  # type: ignore[index, call-overload]
         loader: CombinedLoader = assembly.datamodule.train_dataloader()
-        seconds = []
-        for batch, _, _ in loader:
+        seconds, extra, peaks = [], [], []
+        for step, (batch, _, _) in enumerate(loader):
+            memory.start()
             start = time.process_time()
+            module.method.before_step(module.lm, step, steps)
             optimizer.zero_grad()
             module.method.loss(module.lm, batch).total.backward()
+            module.method.adjust_gradients(module.lm)
             optimizer.step()
             seconds.append(time.process_time() - start)
-        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            peak, more = memory.stop()
+            peaks.append(peak)
+            extra.append(more)
         start = time.process_time()
         assembly.suite.measure(module.lm)
         return {
             "step_cpu_seconds": statistics.median(seconds),
             "evaluation_cpu_seconds": time.process_time() - start,
-            "training_memory_mb": (after - memory) / 1024,
-            "peak_memory_mb": after / 1024,
+            "step_memory_mb": max(extra),
+            "peak_memory_mb": max(peaks),
         }
 
 
@@ -69,16 +76,16 @@ def main() -> None:
     """Measure every method, print a table, write the figures."""
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     found = {}
-    for name in METHODS:
+    for name in methods():
         out = subprocess.run([sys.executable, __file__, "--one", name, str(steps)], capture_output=True, text=True, check=False)
         if out.returncode:
             sys.exit(f"{name}: {out.stderr.strip()[-2000:]}")
         found[name] = json.loads(out.stdout.splitlines()[-1])
-    print(f"{'method':18} {'CPU s/step':>10} {'x ' + REFERENCE:>12} {'over start MB':>14} {'peak MB':>8} {'evaluation CPU s':>17}")
+    print(f"{'method':18} {'CPU s/step':>10} {'x ' + REFERENCE:>12} {'step needs MB':>14} {'peak MB':>8} {'evaluation CPU s':>17}")
     for name, row in found.items():
         row["step_ratio"] = row["step_cpu_seconds"] / found[REFERENCE]["step_cpu_seconds"]
         print(
-            f"{name:18} {row['step_cpu_seconds']:10.4f} {row['step_ratio']:12.2f} {row['training_memory_mb']:14.0f} "
+            f"{name:18} {row['step_cpu_seconds']:10.4f} {row['step_ratio']:12.2f} {row['step_memory_mb']:14.1f} "
             f"{row['peak_memory_mb']:8.0f} {row['evaluation_cpu_seconds']:17.2f}"
         )
     (HERE / "results").mkdir(exist_ok=True)

@@ -58,7 +58,17 @@ def test_a_run_leaves_measurements_results_samples_and_a_picture(tmp_path: Path)
     picture = np.load(run.activations_path)
     assert picture["target_before_KD"].shape == picture["target_after_KD"].shape == (4, 32)
     assert not np.allclose(picture["target_before_KD"], picture["target_after_KD"])
-    assert set(cost.results()) == {"cost/step_seconds", "cost/train_seconds", "cost/tokens_per_second", "cost/peak_memory_mb"}
+    names = (
+        "step_seconds",
+        "step_cpu_seconds",
+        "train_seconds",
+        "train_cpu_seconds",
+        "tokens_per_second",
+        "peak_memory_mb",
+        "step_memory_mb",
+    )
+    assert set(cost.results()) == {f"cost/{name}" for name in names}
+    assert cost.results()["cost/peak_memory_mb"] > 50
     assert len(cost.seconds) == 5
 
 

@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,33 +15,85 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from unlearn.types import TokenBatch
 
+MIB = 2**20
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
-def peak_memory_mb() -> float:
-    """Peak memory so far in MiB: of the accelerator where there is one, else of this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+class PeakMemory:
+    """Peak memory of a stretch of code in MiB: of the accelerator where there is one, else resident memory of this process.
+
+    Linux keeps the peak of a process and lets it be set back; where it cannot be set back (another system) the peak is that of the whole
+    process so far, and ``exact`` is False.
+    """
+
+    def __init__(self) -> None:
+        self.exact = torch.cuda.is_available() or self._set_back()
+        self.before = 0.0
+
+    @staticmethod
+    def _set_back() -> bool:
+        try:
+            CLEAR.write_text("5")  # proc(5): resets the peak resident set size
+        except OSError:
+            return False
+        return True
+
+    @staticmethod
+    def _resident(name: str) -> float:
+        if not STATUS.exists():
+            return 0.0
+        line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
+        return int(line.split()[1]) / 1024
+
+    def start(self) -> None:
+        """Begin a stretch."""
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+            self.before = torch.cuda.memory_allocated() / MIB
+            return
+        self._set_back()
+        self.before = self._resident("VmRSS")
+
+    def stop(self) -> tuple[float, float]:
+        """(peak since ``start``, how far it lies above what was there at ``start``), both in MiB."""
+        if torch.cuda.is_available():
+            peak = torch.cuda.max_memory_allocated() / MIB
+        elif STATUS.exists():
+            peak = self._resident("VmHWM")
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MIB if sys.platform == "darwin" else 1024)
+        return peak, max(0.0, peak - self.before)
 
 
 class Cost(Callback):
-    """Collects ``cost/step_seconds`` (median wall time), ``cost/tokens_per_second`` and ``cost/peak_memory_mb``.
+    """Collects what the optimiser steps cost; measurements of other callbacks do not count, so it stands first in their list.
 
-    Stands first in the list of callbacks, so that measurements of others do not count.
+    Keys: ``cost/step_seconds`` (median wall time of a micro-batch), ``cost/step_cpu_seconds`` (median, all threads of this process),
+    ``cost/train_seconds`` and ``cost/train_cpu_seconds`` (sums), ``cost/tokens_per_second``, ``cost/peak_memory_mb`` (highest memory during
+    a step), ``cost/step_memory_mb`` (median of what a step needs on top of what was there when it began).
     """
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
+        self.cpu_seconds: list[float] = []
+        self.peaks: list[float] = []
+        self.extra: list[float] = []
         self.tokens = 0
-        self.started = 0.0
+        self.memory = PeakMemory()
+        self.started = self.cpu_started = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Mapping[str, TokenBatch], batch_idx: int) -> None:
-        """Start the clock."""
-        self.started = time.perf_counter()
+        """Start the clocks."""
+        self.memory.start()
+        self.started, self.cpu_started = time.perf_counter(), time.process_time()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Stop it."""
+        """Stop them."""
         self.seconds.append(time.perf_counter() - self.started)
+        self.cpu_seconds.append(time.process_time() - self.cpu_started)
+        peak, extra = self.memory.stop()
+        self.peaks.append(peak)
+        self.extra.append(extra)
         self.tokens += sum(int(b.attention_mask_BT.sum()) for b in batch.values())
 
     def results(self) -> dict[str, float]:
@@ -50,7 +103,10 @@ class Cost(Callback):
         total = sum(self.seconds)
         return {
             "cost/step_seconds": statistics.median(self.seconds),
+            "cost/step_cpu_seconds": statistics.median(self.cpu_seconds),
             "cost/train_seconds": total,
+            "cost/train_cpu_seconds": sum(self.cpu_seconds),
             "cost/tokens_per_second": self.tokens / total,
-            "cost/peak_memory_mb": peak_memory_mb(),
+            "cost/peak_memory_mb": max(self.peaks),
+            "cost/step_memory_mb": statistics.median(self.extra),
         }

@@ -82,13 +82,25 @@ def run_command(
 
 @app.command("compare")
 def compare_command(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders of runs.", show_default=False)],
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN... | CONFIG.yaml KEY=VALUE", help="Run folders; or a configuration of runs to make first."),
+    ],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a report that stands alone (HTML).")] = None,
+    methods: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Run these methods with their defaults: all, trained, interventions, or a,b,c.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(metavar="N,N", help="Run every setting with these seeds, such as 0-2.")] = None,
 ) -> None:
-    """Put finished runs side by side."""
-    from unlearn.cli import run
+    """Put finished runs side by side, or make them first: a configuration, many methods and seeds, one summary."""
+    if methods is None and seeds is None:
+        from unlearn.cli import run
 
-    run.compare(runs, out)
+        run.compare([Path(word) for word in words], out)
+        return
+    from unlearn.cli.matrix import compare
+
+    compare(words, methods, seeds, out)
 
 
 @app.command("list")

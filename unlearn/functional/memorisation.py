@@ -27,17 +27,51 @@ def probability(nll_A: Tensor, row_A: Tensor, n_rows: int) -> Tensor:
     return (-row_mean(nll_A, row_A, n_rows)).exp()
 
 
-def _scored(
-    logits_AV: Tensor, targets_A: Tensor, row_A: Tensor, n_rows: int, eos_id: int | None, compat: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(hit_A, row_A, count_B) of the tokens that are scored: without ends of sequence, or (compat) without the last of each row."""
+def scored(targets_A: Tensor, row_A: Tensor, eos_id: int | None = None, compat: bool = False) -> Tensor:
+    """Which answer tokens are scored ``[A]``, booleans: all but ends of sequence, or (``compat``) all but the last of each row.
+
+    >>> scored(torch.tensor([5, 6, 2, 7]), torch.tensor([0, 0, 0, 1]), eos_id=2)
+    tensor([ True,  True, False,  True])
+    >>> scored(torch.tensor([5, 6, 2, 7]), torch.tensor([0, 0, 0, 1]), compat=True)
+    tensor([ True,  True, False, False])
+    """
     if compat:
         keep_A = torch.zeros_like(row_A, dtype=torch.bool)
         keep_A[:-1] = row_A[:-1] == row_A[1:]
-    else:
-        keep_A = torch.ones_like(row_A, dtype=torch.bool) if eos_id is None else targets_A != eos_id
-    hit_A = logits_AV.argmax(-1) == targets_A
-    return hit_A[keep_A], row_A[keep_A], row_count(row_A[keep_A], n_rows)
+        return keep_A
+    return torch.ones_like(row_A, dtype=torch.bool) if eos_id is None else targets_A != eos_id
+
+
+def hit_share(hit_A: Tensor, row_A: Tensor, n_rows: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Share of hits of each row ``[n_rows]``, in [0, 1]; nan for a row without tokens.
+
+    >>> hit_share(torch.tensor([True, True, False, True]), torch.tensor([0, 0, 0, 0]), 1)
+    tensor([0.7500])
+    """
+    return row_mean(hit_A.to(dtype), row_A, n_rows)
+
+
+def suffix_share(hit_A: Tensor, row_A: Tensor, n_rows: int, dtype: torch.dtype = torch.float32, at_least_one: bool = False) -> Tensor:
+    """Length of the longest unbroken run of hits that ends a row, over the row's length: ``[n_rows]``, in [0, 1]; nan for an empty row.
+
+    ``at_least_one`` counts the last token as a hit.
+
+    >>> suffix_share(torch.tensor([True, False, True, True]), torch.tensor([0, 0, 0, 0]), 1)
+    tensor([0.5000])
+    """
+    count_B = row_count(row_A, n_rows)
+    index_A = torch.arange(len(row_A), device=row_A.device)
+    end_B = count_B.cumsum(0)
+    last_miss_B = (end_B - count_B - 1).scatter_reduce(0, row_A, index_A.masked_fill(hit_A, -1), "amax")
+    suffix_B = end_B - 1 - last_miss_B
+    if at_least_one:
+        suffix_B = suffix_B.clamp(min=1)
+    return (suffix_B.to(dtype) / count_B).masked_fill(count_B == 0, torch.nan)
+
+
+def _hits(logits_AV: Tensor, targets_A: Tensor, row_A: Tensor, keep_A: Tensor) -> tuple[Tensor, Tensor]:
+    """(hit_A, row_A) of the tokens that are kept."""
+    return (logits_AV.argmax(-1) == targets_A)[keep_A], row_A[keep_A]
 
 
 def exact_memorisation(
@@ -59,9 +93,8 @@ def exact_memorisation(
     >>> exact_memorisation(logits_AV, torch.tensor([0, 1, 0, 0]), torch.tensor([0, 0, 0, 0]), 1)
     tensor([0.7500])
     """
-    hit_A, row_A, _ = _scored(logits_AV, targets_A, row_A, n_rows, eos_id, compat)
-    dtype = torch.promote_types(logits_AV.dtype, torch.float32)
-    return row_mean(hit_A.to(dtype), row_A, n_rows)
+    hit_A, row_A = _hits(logits_AV, targets_A, row_A, scored(targets_A, row_A, eos_id, compat))
+    return hit_share(hit_A, row_A, n_rows, torch.promote_types(logits_AV.dtype, torch.float32))
 
 
 def extraction_strength(
@@ -79,15 +112,8 @@ def extraction_strength(
     >>> extraction_strength(logits_AV, torch.tensor([0, 1, 2, 1]), torch.tensor([0, 0, 0, 0]), 1)
     tensor([0.])
     """
-    hit_A, row_A, count_B = _scored(logits_AV, targets_A, row_A, n_rows, eos_id, compat)
-    index_A = torch.arange(len(row_A), device=row_A.device)
-    end_B = count_B.cumsum(0)
-    last_miss_B = (end_B - count_B - 1).scatter_reduce(0, row_A, index_A.masked_fill(hit_A, -1), "amax")
-    suffix_B = end_B - 1 - last_miss_B
-    if compat:
-        suffix_B = suffix_B.clamp(min=1)
-    dtype = torch.promote_types(logits_AV.dtype, torch.float32)
-    return (suffix_B.to(dtype) / count_B).masked_fill(count_B == 0, torch.nan)
+    hit_A, row_A = _hits(logits_AV, targets_A, row_A, scored(targets_A, row_A, eos_id, compat))
+    return suffix_share(hit_A, row_A, n_rows, torch.promote_types(logits_AV.dtype, torch.float32), at_least_one=compat)
 
 
 def truth_ratio(paraphrase_nll_B: Tensor, perturbed_nll_BK: Tensor) -> Tensor:
@@ -106,7 +132,7 @@ def truth_ratio(paraphrase_nll_B: Tensor, perturbed_nll_BK: Tensor) -> Tensor:
 def truth_ratio_score(ratio_B: Tensor, score: str = "forget") -> Tensor:
     """One reading of truth ratios per row ``[B]``, in [0, 1]; average it over rows.
 
-    ``forget``: ``min(r, 1/r)``, 1 when wrong and right answers are equally likely. ``utility``: ``max(0, 1 - r)``, near 1 when the right
+    ``forget`` (open-unlearning: closer_to_1_better): ``min(r, 1/r)``, 1 when wrong and right answers are equally likely. ``utility``: ``max(0, 1 - r)``, near 1 when the right
     answer is preferred. ``probability``: ``1 / (1 + r)``, the right answer's share of the two.
 
     Raises:

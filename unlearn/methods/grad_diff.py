@@ -8,14 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from unlearn.config.checks import check, one_of
-from unlearn.config.schema import MethodConfig
-from unlearn.functional.divergence import kl_divergence
-from unlearn.functional.tokens import token_mean, token_nll
-from unlearn.methods.base import Method
+from unlearn.functional.tokens import token_nll
 from unlearn.methods.gradient_ascent import gradient_ascent_loss
+from unlearn.methods.retain import RetainMethod, TradeOffConfig, retain_term
 from unlearn.models.forward import forward
 from unlearn.types import LossTerms, TokenBatch
 
@@ -25,20 +22,17 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradDiffConfig(MethodConfig):
+class GradDiffConfig(TradeOffConfig):
     """Weights of the two halves."""
 
+    RETAIN: ClassVar[tuple[str, ...]] = ("nll", "kl")
+
     forget_weight: float = 1.0
-    """weight of the ascent (gamma), >= 0"""
+    """weight of the ascent (gamma), finite and >= 0"""
     retain_weight: float = 1.0
-    """weight of the retain term (alpha), >= 0"""
+    """weight of the retain term (alpha), finite and >= 0"""
     retain: str = "nll"
     """nll (cross-entropy on the retain answers) or kl (from the original model's predictions)"""
-
-    def __post_init__(self) -> None:
-        check(self.forget_weight >= 0, "method.forget_weight", ">= 0", self.forget_weight)
-        check(self.retain_weight >= 0, "method.retain_weight", ">= 0", self.retain_weight)
-        one_of(self.retain, ("nll", "kl"), "method.retain")
 
 
 def grad_diff_loss(forget_nll_A: Tensor, retain: Tensor, *, forget_weight: float = 1.0, retain_weight: float = 1.0) -> Tensor:
@@ -53,7 +47,7 @@ def grad_diff_loss(forget_nll_A: Tensor, retain: Tensor, *, forget_weight: float
     return forget_weight * gradient_ascent_loss(forget_nll_A) + retain_weight * retain
 
 
-class GradDiff(Method):
+class GradDiff(RetainMethod):
     """Gradient ascent held back by a retain term."""
 
     name = "grad_diff"
@@ -66,19 +60,11 @@ class GradDiff(Method):
     Config = GradDiffConfig
     config: GradDiffConfig
 
-    @classmethod
-    def required(cls, config: MethodConfig) -> frozenset[str]:
-        """The reference only for ``retain: kl``."""
-        return cls.needs if isinstance(config, GradDiffConfig) and config.retain == "kl" else frozenset()
-
     def loss(self, lm: PreTrainedModel, batch: Mapping[str, TokenBatch]) -> LossTerms:
         """Terms: ``forget`` (negative), ``retain``, both before weighting."""
-        forget = forward(lm, batch["forget"])
-        kept = forward(lm, batch["retain"])
-        nll_A = token_nll(forget.logits_AV, forget.targets_A)
-        if self.config.retain == "kl" and self.context.reference is not None:
-            retain = kl_divergence(self.context.reference.logits(batch["retain"]), kept.logits_AV).mean()
-        else:
-            retain = token_mean(token_nll(kept.logits_AV, kept.targets_A))
-        total = grad_diff_loss(nll_A, retain, forget_weight=self.config.forget_weight, retain_weight=self.config.retain_weight)
+        c = self.config
+        out = forward(lm, batch["forget"])
+        nll_A = token_nll(out.logits_AV, out.targets_A)
+        retain = retain_term(lm, batch["retain"], self.context, c.retain)
+        total = grad_diff_loss(nll_A, retain, forget_weight=c.forget_weight, retain_weight=c.retain_weight)
         return LossTerms(total, {"forget": gradient_ascent_loss(nll_A), "retain": retain})
