@@ -1,30 +1,20 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
 from tests.toys import Toy, toy
-from unlearn.evaluation.answers import AnswerRecords, measure_answers, row_nll
+from unlearn.evaluation.answers import AnswerRecords, measure_answers
 from unlearn.types import Row
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     return toy(tmp_path_factory.mktemp("toy"))
-
-
-def test_row_nll_is_the_stock_loss_of_each_row_for_any_batch_size(made: Toy) -> None:
-    rows = made.data.evaluation["retain"]
-    tokens = made.reader().tokens(rows)
-    expected = []
-    for row in tokens:
-        ids = torch.tensor([row.ids])
-        logits = made.lm(input_ids=ids).logits[0, row.answer_start - 1 : -1]
-        expected.append(cross_entropy(logits, ids[0, row.answer_start :]).item())
-    for size in (1, 5, 64):
-        np.testing.assert_allclose(row_nll(made.lm, tokens, made.reader(size)), expected, rtol=1e-4)
 
 
 def test_keys_and_intervals_of_a_set(made: Toy) -> None:
@@ -55,7 +45,7 @@ def test_measures_rows_with_wrong_answers(made: Toy) -> None:
         mentions=("Ann Lee",),
         perturbed_answers=("London", "Rome"),
     )
-    values = measure_answers(made.lm, [row, made.data.evaluation["forget"][1]], made.reader()).values
+    values = measure_answers(made.lm, [row, replace(made.data.evaluation["forget"][1], perturbed_answers=())], made.reader()).values
     prompt = "Question: Where was Ann Lee born?\nAnswer: "
 
     def nll(answer: str) -> float:

@@ -31,14 +31,17 @@ class LatentDistance(Callback):
         """Take the activations of the original model; called once, before training."""
         self.before = {group: self.meter.activations(lm, group) for group in ("known", "unknown", "forget")}
 
-    @rank_zero_only
     def picture(self, lm: PreTrainedModel) -> None:
         """Write ``known_ND``, ``unknown_ND``, ``target_before_ND`` (original model) and ``target_after_ND`` (this one)."""
+        self._write(self.meter.activations(lm, "forget"))
+
+    @rank_zero_only
+    def _write(self, after: Tensor) -> None:
         self.run.write_activations(
             known_ND=self.before["known"].numpy(),
             unknown_MD=self.before["unknown"].numpy(),
             target_before_KD=self.before["forget"].numpy(),
-            target_after_KD=self.meter.activations(lm, "forget").numpy(),
+            target_after_KD=after.numpy(),
         )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from unlearn.data.tokenize import TokenRow, batches
+from unlearn.data.tokenize import TokenRow
+from unlearn.evaluation.scoring import score
+from unlearn.evaluation.shard import spread
 from unlearn.functional.memorisation import truth_ratio, truth_ratio_score
 from unlearn.functional.statistics import bootstrap_interval
-from unlearn.functional.text import is_answer, is_refusal, rouge_l
-from unlearn.functional.tokens import row_mean, token_nll
-from unlearn.models.decoder import device_of
-from unlearn.models.forward import forward, generate
+from unlearn.functional.text import is_answer, is_refusal, rouge_1, rouge_l
+from unlearn.models.forward import generate
 from unlearn.types import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from unlearn.data.reader import Reader
+    from unlearn.functional.scores import TokenScores
 
 SET_NAMES: Mapping[str, tuple[str, str]] = {
     "forget": ("forget", ""),
@@ -33,6 +34,10 @@ SET_NAMES: Mapping[str, tuple[str, str]] = {
 """Evaluation set -> (scope, suffix of the key); any other set is its own scope."""
 
 
+INTERVALS = ("accuracy", "probability", "rouge_l", "extraction_strength", "exact_memorisation", "truth_ratio")
+"""Metrics whose means carry a bootstrap interval."""
+
+
 @dataclass(frozen=True)
 class AnswerRecords:
     """Per-row measurements of one evaluation set, in the order of ``rows`` (``truth_ratio``: of the rows that carry wrong answers)."""
@@ -40,6 +45,8 @@ class AnswerRecords:
     rows: Sequence[Row]
     texts: Sequence[str]
     values: Mapping[str, np.ndarray]
+    scores: TokenScores | None = None
+    """of the rows, and after them of the wrong answers that were scored beside them"""
 
     def summary(self, name: str, bootstrap: int = 0, seed: int = 0) -> dict[str, float]:
         """Means over rows under the keys of set ``name``, with 95 % bootstrap intervals over entities when ``bootstrap`` > 0.
@@ -47,7 +54,6 @@ class AnswerRecords:
         The truth ratio is read as TOFU does: ``mean min(r, 1/r)`` on forget sets, ``mean max(0, 1 - r)`` elsewhere.
         """
         scope, suffix = SET_NAMES.get(name, (name, ""))
-        groups = [row.entity for row in self.rows]
         results: dict[str, float] = {}
         for metric, values in self.values.items():
             key = f"{scope}/{metric}{suffix}"
@@ -55,63 +61,72 @@ class AnswerRecords:
                 reading = "forget" if scope == "forget" else "utility"
                 values = truth_ratio_score(torch.from_numpy(values), reading).numpy()
             results[key] = float(values.mean())
-            if bootstrap and metric in ("accuracy", "probability", "rouge_l"):
-                low, high = bootstrap_interval(values, bootstrap, seed, groups=groups)
+            if bootstrap and metric in INTERVALS:
+                rows = [row for row in self.rows if row.perturbed_answers] if metric == "truth_ratio" else self.rows
+                low, high = bootstrap_interval(values, bootstrap, seed, groups=[row.entity for row in rows])
                 results |= {f"{key}/ci_low": low, f"{key}/ci_high": high}
         return results
 
 
 @torch.no_grad()
-def row_nll(lm: PreTrainedModel, tokens: Sequence[TokenRow], reader: Reader) -> np.ndarray:
-    """Mean negative log-likelihood of the answer tokens in nats, one value per row."""
-    values = np.zeros(len(tokens))
-    device = device_of(lm)
-    for index, cpu_batch in batches(tokens, reader.batch_size, reader.pad_id):
-        batch = type(cpu_batch)(*(t.to(device) for t in cpu_batch))
-        out = forward(lm, batch)
-        nll_B = row_mean(token_nll(out.logits_AV, out.targets_A), out.row_A, len(index))
-        values[list(index)] = nll_B.double().cpu().numpy()
-    return values
-
-
-def _truth_ratios(lm: PreTrainedModel, rows: Sequence[Row], reader: Reader) -> np.ndarray | None:
-    """Truth ratio of the rows that carry wrong answers; None where no row does."""
-    asked = [replace(row, mentions=()) for row in rows if row.perturbed_answers]  # a wrong answer may name somebody else
-    if not asked:
-        return None
-    right = row_nll(lm, reader.tokens([replace(r, answer=r.paraphrased_answer or r.answer) for r in asked]), reader)
-    wrong_rows = [replace(r, answer=answer) for r in asked for answer in r.perturbed_answers]
-    wrong = row_nll(lm, reader.tokens(wrong_rows), reader)
-    counts = [len(r.perturbed_answers) for r in asked]
-    wrong_BK = np.full((len(asked), max(counts)), np.nan)
-    for row, part in enumerate(np.split(wrong, np.cumsum(counts)[:-1])):
-        wrong_BK[row, : len(part)] = part
-    ratios: np.ndarray = truth_ratio(torch.from_numpy(right), torch.from_numpy(wrong_BK)).numpy()
-    return ratios
-
-
-@torch.no_grad()
 def answer(lm: PreTrainedModel, prompts: Sequence[TokenRow], reader: Reader) -> list[str]:
-    """Greedy answers to the prompts of rows (everything before the answer's first token)."""
-    ids = [list(row.ids[: row.answer_start]) for row in prompts]
-    said = generate(lm, reader.tokenizer, ids, max_new_tokens=reader.max_new_tokens, stop_ids=reader.stop_ids, batch_size=reader.batch_size)
-    return [reader.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in said]
+    """Greedy answers to the prompts of rows (everything before the answer's first token), shared out over the processes."""
+
+    def work(mine: Sequence[TokenRow]) -> list[str]:
+        ids = [list(row.ids[: row.answer_start]) for row in mine]
+        limits = {"max_new_tokens": reader.max_new_tokens, "stop_ids": reader.stop_ids, "batch_size": reader.batch_size}
+        said = generate(lm, reader.tokenizer, ids, **limits)  # type: ignore[arg-type]
+        return [str(reader.tokenizer.decode(tokens, skip_special_tokens=True)).strip() for tokens in said]
+
+    return spread(prompts, work)
+
+
+class _Wrong:
+    """What is scored beside rows that carry wrong answers: the right answer in other words, where there are such, and each wrong one."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.asked = [i for i, row in enumerate(rows) if row.perturbed_answers]
+        plain = [replace(rows[i], mentions=()) for i in self.asked]  # a wrong answer may name somebody else
+        self.reworded = {
+            i: replace(row, answer=row.paraphrased_answer) for i, row in zip(self.asked, plain, strict=True) if row.paraphrased_answer
+        }
+        self.counts = [len(row.perturbed_answers) for row in plain]
+        self.rows = [*self.reworded.values(), *(replace(row, answer=text) for row in plain for text in row.perturbed_answers)]
+
+    def ratios(self, nll: np.ndarray, n_rows: int) -> np.ndarray:
+        """Truth ratio of each asked row, from the losses of all rows and then of ``self.rows``."""
+        right = nll[:n_rows].copy()
+        right[list(self.reworded)] = nll[n_rows : n_rows + len(self.reworded)]
+        wrong_BK = np.full((len(self.asked), max(self.counts)), np.nan)
+        for row, part in enumerate(np.split(nll[n_rows + len(self.reworded) :], np.cumsum(self.counts)[:-1])):
+            wrong_BK[row, : len(part)] = part
+        found: np.ndarray = truth_ratio(torch.from_numpy(right[self.asked]), torch.from_numpy(wrong_BK)).numpy()
+        return found
 
 
 def measure_answers(lm: PreTrainedModel, rows: Sequence[Row], reader: Reader) -> AnswerRecords:
-    """Accuracy, refusal, ROUGE-L recall, probability (and truth ratio where rows carry wrong answers) of one set.
+    """Everything about one set: one generation pass feeds the text metrics, one teacher-forced pass the likelihood metrics.
 
-    Probability is ``exp(-mean NLL)`` of the reference answer, in (0, 1] (TOFU, arXiv 2401.06121, section 2.2.2).
+    ``accuracy``, ``refusal_rate``, ``rouge_1`` and ``rouge_l`` (recall), ``rouge_l_f1`` of greedy answers; ``probability``
+    (``exp(-mean NLL)`` of the reference answer: TOFU, arXiv 2401.06121, section 2.2.2), ``exact_memorisation``, ``extraction_strength``,
+    and ``truth_ratio`` where rows carry wrong answers; all in [0, 1] but the truth ratio (>= 0).
     """
-    tokens = reader.tokens(rows)
-    texts = answer(lm, tokens, reader)
+    texts = answer(lm, reader.tokens(rows), reader)
+    wrong = _Wrong(rows)
+    scores = score(lm, reader.tokens([*rows, *wrong.rows]), reader, [row.answer for row in (*rows, *wrong.rows)])
+    eos = reader.tokenizer.eos_token_id
+    n = len(rows)
+    overlap_1, overlap_l = (np.array([f(t, r.answer) for t, r in zip(texts, rows, strict=True)]) for f in (rouge_1, rouge_l))
     values = {
         "accuracy": np.array([is_answer(t, r.answer) for t, r in zip(texts, rows, strict=True)], dtype=float),
         "refusal_rate": np.array([is_refusal(t, reader.refusals) for t in texts], dtype=float),
-        "rouge_l": np.array([rouge_l(t, r.answer)[0] for t, r in zip(texts, rows, strict=True)]),
-        "probability": np.exp(-row_nll(lm, tokens, reader)),
+        "rouge_1": overlap_1[:, 0],
+        "rouge_l": overlap_l[:, 0],
+        "rouge_l_f1": overlap_l[:, 1],
+        "probability": scores.probability().numpy()[:n],
+        "exact_memorisation": scores.exact_memorisation(eos).numpy()[:n],
+        "extraction_strength": scores.extraction_strength(eos).numpy()[:n],
     }
-    ratios = _truth_ratios(lm, rows, reader)
-    if ratios is not None:
-        values["truth_ratio"] = ratios
-    return AnswerRecords(rows, texts, values)
+    if wrong.asked:
+        values["truth_ratio"] = wrong.ratios(scores.nll().numpy(), n)
+    return AnswerRecords(rows, texts, values, scores)

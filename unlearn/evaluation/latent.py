@@ -10,6 +10,8 @@ import numpy as np
 import torch
 
 from unlearn.data.tokenize import batches
+from unlearn.errors import DataError
+from unlearn.evaluation.shard import spread
 from unlearn.functional.distance import standardised_distance
 from unlearn.functional.statistics import bootstrap_interval, c2st_auc, c2st_null, fit_probe, mmd_permutation
 from unlearn.latents.banks import collect
@@ -46,7 +48,7 @@ class LatentRows:
 class LatentMeter:
     """Measures the current model against the frozen one.
 
-    Result keys (all at the last entity token, output of the hooked block, held-out names and templates):
+    Result keys (all at the last entity token, on what the SAE reads there, held-out names and templates):
 
     =========================== =====================================================================================
     latent/distance_to_known    mean squared standardised distance of the target to the known bank's mean, selected latents
@@ -96,18 +98,27 @@ class LatentMeter:
 
     def activations(self, lm: PreTrainedModel, group: str) -> Tensor:
         """Activations of a group's entity tokens under ``lm``, [N, D], in the order of its rows."""
-        rows = self.groups[group].tokens
-        size = self.config.batch_size
+        return self.read(lm, self.groups[group].tokens)
+
+    def read(self, lm: PreTrainedModel, rows: Sequence[TokenRow]) -> Tensor:
+        """Activations of the rows' entity tokens under ``lm``, [N, D], in their order; shared out over the processes.
+
+        Raises:
+            DataError: there are no rows.
+        """
+        if not rows:
+            raise DataError("Recognition must be measured on rows that name an entity; found none.")
         device = device_of(lm)
-        out: Tensor | None = None
-        for index, cpu_batch in batches(rows, size, self.pad_id):
-            batch = type(cpu_batch)(*(t.to(device) for t in cpu_batch))
-            part = collect(lm, [batch], self.layer, "entity_end")
-            out = torch.empty(len(rows), part.shape[1]) if out is None else out
-            out[torch.as_tensor(list(index))] = part
-        if out is None:
-            raise ValueError(f"group {group} is empty")
-        return out
+
+        def work(mine: Sequence[TokenRow]) -> list[np.ndarray]:
+            out: list[np.ndarray] = [np.empty(0)] * len(mine)
+            for index, cpu_batch in batches(mine, self.config.batch_size, self.pad_id):
+                batch = type(cpu_batch)(*(t.to(device) for t in cpu_batch))
+                for place, row in zip(index, collect(lm, [batch], self.layer, "entity_end").numpy(), strict=True):
+                    out[place] = row
+            return out
+
+        return torch.from_numpy(np.stack(spread(rows, work)))
 
     def distance(self, hidden_ND: Tensor, side: str) -> np.ndarray:
         """Squared standardised distance of each activation to the mean of ``side``, shape [N]."""

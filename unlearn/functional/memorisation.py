@@ -132,8 +132,9 @@ def truth_ratio(paraphrase_nll_B: Tensor, perturbed_nll_BK: Tensor) -> Tensor:
 def truth_ratio_score(ratio_B: Tensor, score: str = "forget") -> Tensor:
     """One reading of truth ratios per row ``[B]``, in [0, 1]; average it over rows.
 
-    ``forget`` (open-unlearning: closer_to_1_better): ``min(r, 1/r)``, 1 when wrong and right answers are equally likely. ``utility``: ``max(0, 1 - r)``, near 1 when the right
-    answer is preferred. ``probability``: ``1 / (1 + r)``, the right answer's share of the two.
+    ``forget``: ``min(r, 1/r)``, 1 when wrong and right answers are equally likely. ``utility``: ``max(0, 1 - r)``, near 1 when the right
+    answer is preferred. ``probability``: ``1 / (1 + r)``, the right answer's share of the two. open-unlearning calls them
+    closer_to_1_better, true_better and prob_mean.
 
     Raises:
         DataError: ``score`` is none of these.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
@@ -58,10 +59,25 @@ def is_refusal(prediction: str, refusals: Iterable[str]) -> bool:
 
 
 @cache
-def _scorer(stem: bool) -> Any:
+def _scorer(kind: str, stem: bool) -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rougeL"], use_stemmer=stem)
+    return RougeScorer([kind], use_stemmer=stem)
+
+
+def _rouge(prediction: str, reference: str, kind: str, stem: bool) -> tuple[float, float]:
+    score = _scorer(kind, stem).score(reference, prediction)[kind]
+    return float(score.recall), float(score.fmeasure)
+
+
+def rouge_1(prediction: str, reference: str, stem: bool = False) -> tuple[float, float]:
+    """``(recall, F1)`` of shared words whatever their order, each in [0, 1] (Lin 2004; package rouge_score); words as in ``rouge_l``.
+
+    >>> recall, f1 = rouge_1("mat on the cat", "the cat sat on the mat")
+    >>> round(recall, 4), round(f1, 4)
+    (0.6667, 0.8)
+    """
+    return _rouge(prediction, reference, "rouge1", stem)
 
 
 def rouge_l(prediction: str, reference: str, stem: bool = False) -> tuple[float, float]:
@@ -73,8 +89,26 @@ def rouge_l(prediction: str, reference: str, stem: bool = False) -> tuple[float,
     >>> round(recall, 4), round(f1, 4)
     (0.5, 0.6667)
     """
-    score = _scorer(stem).score(reference, prediction)["rougeL"]
-    return float(score.recall), float(score.fmeasure)
+    return _rouge(prediction, reference, "rougeL", stem)
+
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+
+
+def words(text: str) -> list[str]:
+    """Words and punctuation marks as NLTK's word_tokenize gives them; only that sentences end at ``.``, ``!`` or ``?`` and a space.
+
+    >>> words("It isn't so. Is it?")
+    ['It', 'is', "n't", 'so', '.', 'Is', 'it', '?']
+    """
+    return [word for sentence in _SENTENCE_END.split(text) for word in _tokenizer().tokenize(sentence)]
+
+
+@cache
+def _tokenizer() -> Any:
+    from nltk.tokenize import NLTKWordTokenizer
+
+    return NLTKWordTokenizer()
 
 
 def _ngrams(tokens: Sequence[Hashable], n: int) -> Counter[tuple[Hashable, ...]]:

@@ -1,4 +1,4 @@
-"""One pass through the language model: logits where answers are predicted, block outputs on the way; and greedy generation."""
+"""One pass through the language model: logits where answers are predicted, block outputs on the way; and generation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from unlearn.errors import ModelError
 from unlearn.functional.tokens import answer_positions, answer_targets
 from unlearn.models.capture import tapped
-from unlearn.models.decoder import base_of, device_of, evaluating, output_head, text_config
+from unlearn.models.decoder import base_of, decoder_of, device_of, evaluating, output_head, text_config
 from unlearn.types import TokenBatch
 
 
@@ -42,7 +42,7 @@ def _head_sees(lm: nn.Module, row_A: Tensor, pos_A: Tensor) -> Iterator[list[Ten
         seen.append(args[0][row_A, pos_A])
         return (seen[-1][None],)
 
-    handle = output_head(lm).register_forward_pre_hook(gather)
+    handle = output_head(lm).register_forward_pre_hook(gather, prepend=True)
     try:
         yield seen
     finally:
@@ -68,6 +68,21 @@ def forward(lm: nn.Module, batch: TokenBatch, layers: Sequence[int] = ()) -> For
             f"{type(base_of(lm)).__name__} must call its output head once, on hidden states [B, T, D]; found {len(seen)} calls."
         )
     return Forward(output.logits[0], answer_targets(batch.labels_BT), row_A, hidden, seen[0])
+
+
+class AnswerHidden(NamedTuple):
+    """What the output head would read to predict the answers: ``final_AD`` after the final norm, ``targets_A``, and the row of each."""
+
+    final_AD: Tensor
+    targets_A: Tensor
+    row_A: Tensor
+
+
+def answer_hidden(lm: nn.Module, batch: TokenBatch) -> AnswerHidden:
+    """Run the decoder without its head; ``unlearn.models.decoder.head`` makes logits of as many positions as fit into memory."""
+    output: Any = decoder_of(lm)(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False, return_dict=True)
+    row_A, pos_A = answer_positions(batch.labels_BT)
+    return AnswerHidden(output.last_hidden_state[row_A, pos_A], answer_targets(batch.labels_BT), row_A)
 
 
 def _stop_ids(lm: nn.Module, tokenizer: Any, extra: Sequence[int]) -> list[int]:
@@ -100,6 +115,17 @@ def _generate_batch(base: Any, prompts: Sequence[Sequence[int]], pad_id: int, co
     return output[:, longest:].tolist()
 
 
+@contextmanager
+def _drawing(temperature: float, seed: int) -> Iterator[dict[str, Any]]:
+    """How the next token is chosen, as options of a ``GenerationConfig``; draws inside leave the global random state alone."""
+    if not temperature:
+        yield {"do_sample": False}
+        return
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+
+
 def generate(
     lm: nn.Module,
     tokenizer: Any,
@@ -108,8 +134,10 @@ def generate(
     *,
     stop_ids: Sequence[int] = (),
     batch_size: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> list[list[int]]:
-    """Greedy continuations, with a key-value cache; the model's own sampling defaults have no say.
+    """Continuations, greedy unless a temperature is given, with a key-value cache; the model's own sampling defaults have no say.
 
     Prompts of similar length share a batch, padded on the left.
 
@@ -120,6 +148,8 @@ def generate(
         max_new_tokens: most new tokens, >= 1; fewer where the model's context ends.
         stop_ids: further tokens that end an answer.
         batch_size: prompts per batch, >= 1.
+        temperature: >= 0; above 0 every token is drawn from the whole distribution at that temperature.
+        seed: seed of the draws; the global random state stays as it was.
 
     Returns:
         New tokens of each prompt, in the order given, cut before the first end-of-sequence or stop token.
@@ -139,13 +169,13 @@ def generate(
     answers: list[list[int]] = [[] for _ in prompts]
     saved = getattr(base, "generation_config", None)
     try:
-        with evaluating(lm):
+        with evaluating(lm), _drawing(temperature, seed) as choice:
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]
                 rows = [prompts[i] for i in chosen]
                 room = _room(lm, rows, max_new_tokens)
                 config = GenerationConfig(
-                    max_new_tokens=room, do_sample=False, num_beams=1, use_cache=True, pad_token_id=pad_id, eos_token_id=stops or None
+                    max_new_tokens=room, num_beams=1, use_cache=True, pad_token_id=pad_id, eos_token_id=stops or None, **choice
                 )
                 base.generation_config = config
                 for i, new in zip(chosen, _generate_batch(base, rows, pad_id, config), strict=True):

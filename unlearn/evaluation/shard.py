@@ -1,0 +1,49 @@
+"""Measuring with several processes: each takes its share of the rows, all get every result.
+
+Whether one process measures or eight, and in batches of any size, the numbers are the same up to rounding: a row's result depends on that
+row alone, and what is computed from all rows (means, tests, intervals) is computed from the complete list in the original order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from unlearn.errors import RunError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def place() -> tuple[int, int]:
+    """(rank, number of processes); (0, 1) outside a process group."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+def spread(items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result]:
+    """``work(items)``, shared out over the processes; every process must call it, and every process gets the whole list.
+
+    Args:
+        items: what to work on, the same list in every process.
+        work: gives one result for each item it is handed, in order; results must survive pickling.
+
+    Raises:
+        RunError: ``work`` gives another number of results than it was given items.
+    """
+    rank, size = place()
+    mine = list(work(items[rank::size]))
+    expected = len(items[rank::size])
+    if len(mine) != expected:
+        raise RunError(f"A measurement must give one result for each row ({expected}); found {len(mine)}.")
+    if size == 1:
+        return mine
+    import torch.distributed as dist
+
+    parts: list[list[Result]] = [[] for _ in range(size)]
+    dist.all_gather_object(parts, mine)
+    whole: list[Result] = [parts[i % size][i // size] for i in range(len(items))]
+    return whole
