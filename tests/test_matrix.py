@@ -18,7 +18,7 @@ from unlearn.registry import entries
 def test_sets_of_methods() -> None:
     everything = chosen("all")
     assert everything[0] == "none"
-    assert set(everything) == set(entries("method"))
+    assert set(everything) == set(entries("method")) - {"gold"}
     trained, acting = set(chosen("trained")), set(chosen("interventions"))
     assert trained | acting == set(everything)
     assert trained & acting == {"none"}
@@ -65,3 +65,12 @@ def test_methods_do_not_go_into_a_study_that_names_its_own(tmp_path: Path) -> No
     study.write_text("study: s\nruns: {a: {}}\n")
     with pytest.raises(ConfigError, match=r"--methods takes a configuration of one run, whose method it replaces; found a study in "):
         expand([str(study)], "all", None)
+
+
+def test_gold_adds_its_row_and_is_what_the_others_are_measured_against(mini: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "mini.yaml"
+    file.write_text(yaml.safe_dump(mini))
+    runs = expand([str(file)], "none,gradient_ascent", "0", gold=True)
+    assert [run.method.name for run in runs] == ["gold", "none", "gradient_ascent"]
+    assert {run.evaluation.gold for run in runs} == {"source"}
+    assert runs[0].name == f"{mini['name']}/gold/seed0"

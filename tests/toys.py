@@ -109,6 +109,7 @@ class Toy:
             "reference": self.reference,
             "data": self.data,
             "reader": self.reader(),
+            "gold": lambda: tiny_llama(seed=99),
         }
         return MethodContext(**{**given, **changes})
 

@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn.config.schema import ModelConfig, RunConfig, TrainableConfig
+from unlearn.errors import ConfigError
 from unlearn.registry import find
 from unlearn.types import TokenBatch
 
 if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
     from unlearn.callbacks.cost import Cost
     from unlearn.callbacks.evaluation import Evaluation
     from unlearn.callbacks.latent import LatentDistance
@@ -23,12 +27,13 @@ if TYPE_CHECKING:
     from unlearn.data.tokenize import TokenRow
     from unlearn.evaluation.suite import Suite
     from unlearn.methods.base import Method
+    from unlearn.models.sae import FrozenSAE
     from unlearn.models.trainable import TrainableReport
     from unlearn.module import UnlearningModule
     from unlearn.tracking.rundir import RunDirectory
-    from unlearn.types import EntityData
+    from unlearn.types import Assets, EntityData
 
-RECIPE = "2"
+RECIPE = "3"
 """Version of what is cached; raise it when banks, references or base measurements change their meaning."""
 
 
@@ -95,6 +100,7 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
     from unlearn.models.identity import identity
     from unlearn.models.lm import load_lm
     from unlearn.models.reference import ReferenceStore
+    from unlearn.models.route_sae import load_route_sae
     from unlearn.models.sae import load_sae
     from unlearn.module import UnlearningModule
 
@@ -106,16 +112,24 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
 
     with stage("data"):
         source = find("source", config.data.source, "data.source").load()(config.data, seed=config.seed, cache=cache)
-        assets = source.assets(progress=config.trainer.progress_bar)
+        method_class = find("method", config.method.name, "method.name").load()
+        needs = method_class.required(config.method)
+        gold = config.evaluation.gold or ("source" if "gold" in needs else None)
+        assets = source.assets(gold=gold == "source", progress=config.trainer.progress_bar)
         data = source.load()
         check_streams(data)
     with stage("language model and SAE"):
         lm, tokenizer = load_lm(config.model, assets.model if assets else None)
-        sae = load_sae(config.sae, assets.sae if assets else None)
+        if config.sae.route is not None:
+            check_routed(method_class, config)
+            sae: FrozenSAE = load_route_sae(Path(config.sae.route).expanduser())
+        else:
+            sae = load_sae(config.sae, assets.sae if assets else None)
         device = frozen_device(settings)
         lm.to(device)
         sae.to(device)
-        layer = sae.layer if config.sae.layer is None else config.sae.layer
+        load_gold = None if gold is None else gold_loader(config, gold, assets, device)
+        layer = max(sae.layers)
     with stage("tokens"):
         datamodule = UnlearningDataModule(
             data,
@@ -140,7 +154,9 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
         return [TokenBatch(*(t.to(device) for t in b)) for b in made]
 
     model_id = identity(config.model.path or assets.model, config.model.revision)
-    sae_id = identity(config.sae.path or (f"{config.sae.release}/{config.sae.sae_id}" if config.sae.release else assets.sae))
+    sae_id = identity(
+        config.sae.route or config.sae.path or (f"{config.sae.release}/{config.sae.sae_id}" if config.sae.release else assets.sae)
+    )
     frozen = _key(
         model_id, sae_id, data.fingerprint, source.prompt_format, config.model.dtype, layer, config.latents, config.data.max_length
     )
@@ -155,22 +171,21 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
         strangers = [row.mentions[0] for row in data.streams["unknown"] if row.mentions]
         matched = on_device(reader.tokens(matched_rows(data.streams["forget"], strangers, config.latents.matched, config.seed)))
         path = cache / "banks" / f"{_key(frozen, config.seed)}.safetensors"
-        banks = build_banks(lm, known, unknown, matched, layer, path)
+        banks = build_banks(lm, known, unknown, matched, sae, path)
         selection = select_latents(sae, banks, config.latents, config.seed)
 
-    method_class = find("method", config.method.name, "method.name").load()
     needs = method_class.required(config.method)
     streams = {s: datamodule.streams[s] for s in method_class.reference_streams_of(config.method)}
     n_blocks = len(blocks_of(lm))
     with stage("reference"):
         rows = [*datamodule.generic, *(row for stream in streams.values() for row in stream)]
-        layers = tuple(dict.fromkeys((layer, *method_class.reference_layers(config.method, layer, n_blocks))))
+        layers = tuple(dict.fromkeys((*sae.layers, *method_class.reference_layers(config.method, layer, n_blocks))))
         path = cache / "reference" / _key(frozen, sorted(streams), layers)
         reference = ReferenceStore.build(lm, on_device(rows), layers=layers, path=path)
     datamodule.active_streams = method_class.streams_of(config.method)
     context = MethodContext(
         n_blocks=n_blocks, hook_layer=layer, sae=sae, banks=banks, selection=selection, reference=reference,
-        data=data, reader=reader, seed=config.seed,
+        data=data, reader=reader, gold=load_gold, seed=config.seed,
     )  # fmt: skip
     method = method_class(config.method, context.only(needs)).to(device)
     groups = {g: LatentRows.of(datamodule.latent[g], [row.entity for row in data.latent[g]]) for g in GROUPS}
@@ -182,7 +197,12 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
     latent = LatentDistance(meter, config.evaluation.every, run)
     latent.remember(lm)
     with stage("the original model") as announce:
-        suite.measure_base(lm, cache / "base" / f"{_key(frozen, config.evaluation, config.seed)}.json", announce)
+        measured = _key(frozen, config.evaluation, config.seed)
+        suite.measure_base(lm, cache / "base" / f"{measured}.json", announce)
+    if load_gold is not None:
+        with stage("the gold model") as announce:
+            gold_id = identity(assets.gold if gold == "source" and assets is not None and assets.gold is not None else str(gold), None)
+            suite.measure_gold(load_gold, cache / "gold" / f"{_key(measured, gold_id)}.json", announce)
     lm, trainable = select_weights(lm, method, config.model)
     with stage("method"):
         method.setup(lm)
@@ -202,13 +222,42 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
             "data_fingerprint": data.fingerprint,
             "model_fingerprint": model_id,
             "sae_fingerprint": sae_id,
-            "hook": {"layer": layer, "fvu": report.fvu, "l0": report.l0},
+            "hook": {"layer": layer, "fvu": report.fvu, "l0": report.l0, "shares": report.shares},
             "trained_parameters": trainable.n_parameters,
             "parameters": trainable.n_total,
             "notes": dict(data.notes),
             "intervention": method.intervention,
         },
     )
+
+
+def gold_loader(config: RunConfig, gold: str, assets: Assets | None, device: torch.device) -> Callable[[], PreTrainedModel]:
+    """What loads the model that never saw the forget entities.
+
+    Raises:
+        ConfigError: the source is to bring it along and brings none.
+    """
+    from unlearn.models.lm import load_lm
+
+    place = assets.gold if assets is not None else None
+    if gold == "source" and place is None:
+        raise ConfigError(
+            f"evaluation.gold must be a directory or hub id with data.source '{config.data.source}', which brings no gold model."
+        )
+    named = replace(config.model, path=None if gold == "source" else gold, revision=None, tokenizer=None)
+    return lambda: load_lm(named, place)[0].to(device)
+
+
+def check_routed(method_class: type[Method], config: RunConfig) -> None:
+    """Refuse ``sae.route`` with a method that needs an SAE of one block.
+
+    Raises:
+        ConfigError: the method is one.
+    """
+    if not method_class.takes_routed(config.method):
+        raise ConfigError(
+            f"sae.route must be null with method.name '{config.method.name}', whose SAE reads one block; found {config.sae.route!r}."
+        )
 
 
 def select_weights(lm: Any, method: Method, config: ModelConfig) -> tuple[Any, TrainableReport]:

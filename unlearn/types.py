@@ -56,7 +56,8 @@ class EntityData:
     ``unknown`` (held-out unknown entities) are the ones that results are named after, others are reported under their own name.
     ``latent`` holds the rows on which recognition is measured, on held-out templates: ``forget``, ``known`` (entities that are
     in no loss term), ``unknown`` (held-out names). ``generic`` are texts about no entity. ``refusals`` are the answers that
-    count as "unknown" (compared after normalisation, as a prefix).
+    count as "unknown" (compared after normalisation, as a prefix). ``holdout`` are rows like those of ``forget`` that no model was ever
+    trained on: membership attacks need them.
     """
 
     streams: Mapping[str, tuple[Row, ...]]
@@ -65,6 +66,7 @@ class EntityData:
     generic: tuple[str, ...]
     refusals: tuple[str, ...]
     fingerprint: str
+    holdout: tuple[Row, ...] = ()
     notes: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -91,16 +91,19 @@ def compare_command(
         str | None, typer.Option(metavar="NAMES", help="Run these methods with their defaults: all, trained, interventions, or a,b,c.")
     ] = None,
     seeds: Annotated[str | None, typer.Option(metavar="N,N", help="Run every setting with these seeds, such as 0-2.")] = None,
+    gold: Annotated[
+        bool, typer.Option("--gold", help="Add the model that never saw the forget entities, and measure the others against it.")
+    ] = False,
 ) -> None:
     """Put finished runs side by side, or make them first: a configuration, many methods and seeds, one summary."""
-    if methods is None and seeds is None:
+    if methods is None and seeds is None and not gold:
         from unlearn.cli import run
 
         run.compare([Path(word) for word in words], out)
         return
     from unlearn.cli.matrix import compare
 
-    compare(words, methods, seeds, out)
+    compare(words, methods, seeds, out, gold)
 
 
 @app.command("list")

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearn.assembly import cache_folder
+from unlearn.assembly import cache_folder, check_routed
 from unlearn.cli.arguments import load
 from unlearn.cli.doctor import Check, Finding
 from unlearn.config.schema import RunConfig
@@ -100,12 +100,13 @@ def _model(run: RunConfig) -> Iterator[Finding]:
 def _sae(run: RunConfig) -> Iterator[Finding]:
     if run.sae.release is not None:
         yield _release(run.sae.release, str(run.sae.sae_id))
-    elif run.sae.path is not None:
+    elif run.sae.path is not None or run.sae.route is not None:
         lm = None
         if run.model.path is not None:
             with suppress(ModelError):  # reported by ``_model``
                 lm = _lm(run)
-        yield _sae_folder(Path(run.sae.path).expanduser(), run, lm)
+        look = _sae_folder if run.sae.route is None else _route_folder
+        yield look(Path(str(run.sae.path or run.sae.route)).expanduser(), run, lm)
     else:
         yield _brought(run, "sae", "sae.path or sae.release")
 
@@ -156,6 +157,22 @@ def _sae_folder(folder: Path, run: RunConfig, lm: Any) -> Finding:
     if lm is not None and layer >= lm.num_hidden_layers:
         return Finding("fail", "sae", f"sae.layer must be below the model's {lm.num_hidden_layers} blocks; found {layer}.")
     return Finding("ok", "sae", f"{folder}: {facts['d_sae']} latents on the output of block {layer}")
+
+
+def _route_folder(folder: Path, run: RunConfig, lm: Any) -> Finding:
+    """A RouteSAE's directory, against the method, and the language model where that is known."""
+    from unlearn.models.route_sae import read_routing
+
+    check_routed(find("method", run.method.name, "method.name").load(), run)
+    layers = read_routing(folder).layers
+    facts = json.loads((folder / "cfg.json").read_text(encoding="utf-8"))
+    if lm is not None and facts["d_in"] != lm.hidden_size:
+        return Finding("fail", "sae", f"sae.route must fit the model's width {lm.hidden_size}; found d_in {facts['d_in']} in {folder}.")
+    if lm is not None and layers[-1] >= lm.num_hidden_layers:
+        return Finding(
+            "fail", "sae", f"sae.route must read the model's {lm.num_hidden_layers} blocks; found block {layers[-1]} in {folder}."
+        )
+    return Finding("ok", "sae", f"{folder}: {facts['d_sae']} latents on the output of one of blocks {', '.join(map(str, layers))}")
 
 
 def _release(release: str, sae_id: str) -> Finding:

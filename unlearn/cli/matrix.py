@@ -15,13 +15,15 @@ from unlearn.cli.arguments import load, split
 from unlearn.cli.console import complain, console, note
 from unlearn.config.layers import Layer, read_file
 from unlearn.config.load import load_config
-from unlearn.config.schema import RunConfig
+from unlearn.config.schema import MethodConfig, RunConfig
 from unlearn.errors import ConfigError, UnlearnError, did_you_mean
 from unlearn.launch import is_rank_zero
 from unlearn.registry import entries
 from unlearn.tracking.files import write_atomic
 from unlearn.tracking.reader import read_run
 
+GOLD = "gold"
+"""The row that ``--gold`` adds; not every source has such a model."""
 SETS = ("all", "trained", "interventions")
 
 
@@ -34,6 +36,7 @@ def chosen(methods: str) -> list[str]:
     known = entries("method")
     acts = [name for name, entry in known.items() if entry.facts.get("intervention")]
     if methods in SETS:
+        known = {name: entry for name, entry in known.items() if name != GOLD}
         wanted = {"all": list(known), "trained": [n for n in known if n not in acts], "interventions": ["none", *acts]}[methods]
         return sorted(wanted, key=lambda name: name != "none")
     names = [name.strip() for name in methods.split(",") if name.strip()]
@@ -57,8 +60,8 @@ def seeds_of(text: str) -> list[int]:
         raise ConfigError(f"--seeds must be whole numbers such as 0,1,2 or 0-2; found {text!r}.") from None
 
 
-def expand(words: Sequence[str], methods: str | None, seeds: str | None) -> list[RunConfig]:
-    """Every run: methods (with their defaults) in the place of the configuration's own, times seeds.
+def expand(words: Sequence[str], methods: str | None, seeds: str | None, gold: bool = False) -> list[RunConfig]:
+    """Every run: methods (with their defaults) in the place of the configuration's own, times seeds; ``gold`` adds the gold model's row.
 
     Raises:
         ConfigError: something is wrong, or ``methods`` is given for a study that names its own.
@@ -74,19 +77,34 @@ def expand(words: Sequence[str], methods: str | None, seeds: str | None) -> list
         common = [dataclasses.replace(layer, tree={k: v for k, v in layer.tree.items() if k != "method"}) for layer in layers]
         folder = next((str(layer.tree["name"]) for layer in reversed(layers) if layer.tree.get("name")), "compare")
         runs = [load_config(common or [Layer({})], [*overrides, f"method.name={m}", f"name={folder}/{m}"]) for m in chosen(methods)]
+    if gold:
+        runs = _with_gold(runs)
     if seeds is None:
         return runs
     return [dataclasses.replace(run, seed=seed, name=f"{run.name}/seed{seed}") for run in runs for seed in seeds_of(seeds)]
 
 
-def compare(words: Sequence[str], methods: str | None, seeds: str | None, out: Path | None) -> None:
+def _with_gold(runs: Sequence[RunConfig]) -> list[RunConfig]:
+    """The runs measured against the source's gold model (unless they name one), and a run of that model."""
+    against = [
+        dataclasses.replace(run, evaluation=dataclasses.replace(run.evaluation, gold=run.evaluation.gold or "source")) for run in runs
+    ]
+    if any(run.method.name == GOLD for run in against):
+        return against
+    first = against[0]
+    study = first.name.rpartition("/")[0]
+    own = dataclasses.replace(first, method=MethodConfig(name=GOLD), name=f"{study}/{GOLD}" if study else GOLD)
+    return [own, *against]
+
+
+def compare(words: Sequence[str], methods: str | None, seeds: str | None, out: Path | None, gold: bool = False) -> None:
     """Make every run that is not finished, then print and keep the summary; a run that fails does not stop the others.
 
     Raises:
         UnlearnError: the configuration is wrong; nothing was run.
         typer.Exit: with 2 if a run failed.
     """
-    configs = expand(words, methods, seeds)
+    configs = expand(words, methods, seeds, gold)
     from unlearn.run import execute
 
     paths: list[Path] = []

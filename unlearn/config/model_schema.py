@@ -82,6 +82,8 @@ class SAEConfig:
     """sae_lens release, for example gemma-scope-2b-pt-res"""
     sae_id: str | None = None
     """id within the release, for example layer_12/width_16k/average_l0_82"""
+    route: str | None = None
+    """local directory of a RouteSAE (one SAE that reads several blocks), in the place of path or release"""
     heldout_path: str | None = None
     """a second SAE that no loss sees, for measurement; null takes the source's"""
     layer: int | None = None
@@ -96,6 +98,8 @@ class SAEConfig:
         check(self.layer is None or self.layer >= 0, "sae.layer", ">= 0", self.layer)
         check(self.release is None or self.sae_id is not None, "sae.sae_id", "given together with sae.release", self.sae_id)
         check(self.release is None or self.path is None, "sae.path", "null when sae.release is given", self.path)
+        for name in ("path", "release", "layer"):
+            check(self.route is None or getattr(self, name) is None, f"sae.{name}", "null when sae.route is given", getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,6 +140,8 @@ class EvaluationConfig:
     """draws of two unknown groups that give the C2ST interval, >= 0"""
     samples: int = 8
     """prompts whose answers are kept before and after, >= 0"""
+    gold: str | None = None
+    """model that never saw the forget entities: `source` (the one the data source brings along), a directory or a hub id; null for none"""
     collapse_perplexity: float = 1.5
     """generic perplexity above this multiple of the base model's raises the collapse flag, > 1"""
     collapse_retain: float = 0.5

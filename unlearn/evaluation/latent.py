@@ -114,7 +114,7 @@ class LatentMeter:
             out: list[np.ndarray] = [np.empty(0)] * len(mine)
             for index, cpu_batch in batches(mine, self.config.batch_size, self.pad_id):
                 batch = type(cpu_batch)(*(t.to(device) for t in cpu_batch))
-                for place, row in zip(index, collect(lm, [batch], self.layer, "entity_end").numpy(), strict=True):
+                for place, row in zip(index, collect(lm, [batch], self.sae, "entity_end").numpy(), strict=True):
                     out[place] = row
             return out
 

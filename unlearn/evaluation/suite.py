@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unlearn.errors import CacheError
 from unlearn.evaluation.answers import measure_answers
 from unlearn.evaluation.collapse import answer_entropy, free_text, generic_text, verdict
+from unlearn.evaluation.privacy import against_gold, comparable, membership
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,17 +30,19 @@ Results = dict[str, float | str]
 
 @dataclass(frozen=True)
 class Measurement:
-    """Results by key, and the answers to every row of every evaluation set."""
+    """Results by key, the answers to every row of every evaluation set, and per-row numbers that other models are compared with."""
 
     results: dict[str, float]
     texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    rows: Mapping[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(kw_only=True)
 class Suite:
     """Everything needed to measure a model of one run.
 
-    ``base`` is the measurement of the original model; set it once, before training, with ``measure_base``.
+    ``base`` is the measurement of the original model; set it once, before training, with ``measure_base``. ``gold`` is that of the model
+    that never saw the forget entities, where there is one.
     """
 
     data: EntityData
@@ -52,6 +55,7 @@ class Suite:
     layer: int
     seed: int
     base: Measurement | None = None
+    gold: Measurement | None = None
 
     def measure(self, lm: PreTrainedModel, announce: Callable[[str], None] = lambda stage: None) -> Measurement:
         """Every metric of the model as it stands, under the keys of the results.
@@ -70,17 +74,21 @@ class Suite:
     def _measure(self, lm: PreTrainedModel, announce: Callable[[str], None]) -> Measurement:
         results: dict[str, float] = {}
         texts: dict[str, Sequence[str]] = {}
+        kept: dict[str, list[float]] = {}
         for name, rows in self.data.evaluation.items():
             announce(f"answers: {name}")
             records = measure_answers(lm, rows, self.reader)
             results |= records.summary(name, self.config.bootstrap, self.seed)
             texts[name] = records.texts
+            if name == "forget":
+                kept = comparable(lm, records, self.data.holdout, self.reader)
+                results |= membership(kept)
         announce("recognition")
         results |= self.meter.full(lm)
         announce("generic text")
         results |= self.collapse(lm) | free_text(lm, self.generic, self.reader)
         results["collapse/entropy"] = answer_entropy(texts["retain"])
-        return Measurement(results, texts)
+        return Measurement(results, texts, kept)
 
     def collapse(self, lm: PreTrainedModel) -> dict[str, float]:
         """The part of the collapse metrics that is cheap enough to follow during training."""
@@ -99,23 +107,34 @@ class Suite:
         Raises:
             CacheError: the file is damaged.
         """
-        if path is not None and path.exists():
-            try:
-                kept = json.loads(path.read_text(encoding="utf-8"))
-                self.base = Measurement(kept["results"], kept["texts"])
-            except (ValueError, KeyError) as error:
-                raise CacheError(f"{path} is damaged ({error}); delete it and run again.") from error
-            return self.base
-        measured = self.measure(lm, announce)
-        announce("calibration")
-        measured.results.update(self.meter.frozen(lm, self.selection))
-        self.base = measured
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-            temporary.write_text(json.dumps({"results": measured.results, "texts": measured.texts}), encoding="utf-8")
-            temporary.replace(path)
-        return self.base
+        found = _kept(path)
+        if found is None:
+            found = self.measure(lm, announce)
+            announce("calibration")
+            found.results.update(self.meter.frozen(lm, self.selection))
+            _keep(found, path)
+        self.base = found
+        return found
+
+    def measure_gold(
+        self, load: Callable[[], PreTrainedModel], path: Path | None = None, announce: Callable[[str], None] = lambda stage: None
+    ) -> Measurement:
+        """Measure the model that never saw the forget entities, or read what an earlier run measured.
+
+        Args:
+            load: gives the model; not called when ``path`` is there.
+            path: JSON file in the cache, named by a fingerprint of everything that changes the result.
+            announce: called with the name of each stage before it starts.
+
+        Raises:
+            CacheError: the file is damaged.
+        """
+        found = _kept(path)
+        if found is None:
+            found = self.measure(load(), announce)
+            _keep(found, path)
+        self.gold = found
+        return found
 
     def final(self, measured: Measurement) -> Results:
         """Results of a run: the measurement, what only the base knows, and the verdict on collapse."""
@@ -127,8 +146,30 @@ class Suite:
         return {
             **calibration,
             **measured.results,
+            **(against_gold(measured.rows, self.gold.rows) if self.gold is not None else {}),
             "generic/perplexity_base": base["generic/perplexity"],
             **{f"{key}_base": base[key] for key in ("forget/accuracy", "forget/accuracy_paraphrased", "retain/accuracy") if key in base},
             "collapse/flag": float(judged.flag),
             "collapse/reason": judged.reason,
         }
+
+
+def _kept(path: Path | None) -> Measurement | None:
+    """What was measured before; None where nothing was."""
+    if path is None or not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Measurement(found["results"], found["texts"], found["rows"])
+    except (ValueError, KeyError) as error:
+        raise CacheError(f"{path} is damaged ({error}); delete it and run again.") from error
+
+
+def _keep(measured: Measurement, path: Path | None) -> None:
+    """Write a measurement, through a temporary name."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(asdict(measured)), encoding="utf-8")
+    temporary.replace(path)

@@ -1,4 +1,4 @@
-"""Banks: the frozen model's activations of known and unknown entities at the hooked block."""
+"""Banks: the frozen model's activations of known and unknown entities, as the SAE reads them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from unlearn.errors import CacheError, DataError
-from unlearn.functional.tokens import gather_positions
-from unlearn.models.capture import capture
+from unlearn.models.capture import capture_layers
 from unlearn.types import NO_ENTITY, TokenBatch
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
+
+    from unlearn.models.sae import FrozenSAE
 
 POSITIONS: tuple[str, ...] = ("entity_end", "answer_start")
 """Where a bank reads: at the last entity token, and at the last prompt token (the one that predicts the answer)."""
@@ -32,6 +33,7 @@ class Banks:
     """Activations of the frozen model, fp32, by position: ``known[p]`` [N, D], ``unknown[p]`` [M, D], ``matched[p]`` [K, D].
 
     ``matched`` are the targets' own rows with unknown names in the place of theirs; ``matched_ids`` [K] the row each was made from.
+    ``layer`` is the block that was read, the deepest one where an SAE reads several.
     """
 
     layer: int
@@ -69,21 +71,30 @@ def position_index(batch: TokenBatch, position: str) -> Tensor:
     return batch.entity_end_B if position == "entity_end" else batch.answer_start_B - 1
 
 
-def activations_at(lm: PreTrainedModel, batch: TokenBatch, layer: int, position: str) -> Tensor:
-    """Output of block ``layer`` at ``position`` for the rows that have it, shape [N, D], N <= B; upper blocks do not run."""
+def activations_at(lm: PreTrainedModel, batch: TokenBatch, site: int | FrozenSAE, position: str) -> Tensor:
+    """What is read at ``position`` of the rows that have it, shape [N, D], N <= B; blocks above do not run.
+
+    Args:
+        lm: the language model.
+        batch: rows.
+        site: a block, whose output is given; or an SAE, whose input is: its block's output, or the routed one of several.
+        position: one of ``POSITIONS``.
+    """
     index_B = position_index(batch, position)
     keep = index_B > NO_ENTITY
-    return gather_positions(capture(lm, batch, layer), index_B.clamp(min=0))[keep]
+    layers = (site,) if isinstance(site, int) else site.layers
+    hidden = {n: h_BD[keep] for n, h_BD in capture_layers(lm, batch, layers, index_B.clamp(min=0)).items()}
+    return hidden[site] if isinstance(site, int) else site.read(hidden)
 
 
 @torch.no_grad()
-def collect(lm: PreTrainedModel, batches: Iterable[TokenBatch], layer: int, position: str) -> Tensor:
-    """Activations of many batches on the CPU, fp32, shape [N, D], in the order of the rows.
+def collect(lm: PreTrainedModel, batches: Iterable[TokenBatch], site: int | FrozenSAE, position: str) -> Tensor:
+    """``activations_at`` of many batches on the CPU, fp32, shape [N, D], in the order of the rows.
 
     Raises:
         DataError: no row has the position.
     """
-    parts = [activations_at(lm, batch, layer, position).float().cpu() for batch in batches]
+    parts = [activations_at(lm, batch, site, position).float().cpu() for batch in batches]
     if not parts or sum(map(len, parts)) == 0:
         raise DataError(f"The anchors must hold rows that name an entity; found none to read at '{position}'.")
     return torch.cat(parts)
@@ -94,7 +105,7 @@ def build_banks(
     known: Iterable[TokenBatch],
     unknown: Iterable[TokenBatch],
     matched: Iterable[TokenBatch],
-    layer: int,
+    site: int | FrozenSAE,
     path: Path | None = None,
 ) -> Banks:
     """Banks of the frozen model, read from ``path`` when they are there.
@@ -104,13 +115,14 @@ def build_banks(
         known: batches of known-anchor rows.
         unknown: batches of unknown-anchor rows.
         matched: batches of the targets' rows with unknown names in them; every row has an entity.
-        layer: hooked block (0-based; its output is read).
+        site: block whose output is read (0-based), or the SAE whose input is.
         path: cache file, named by a fingerprint of everything that changes the result.
     """
+    layer = site if isinstance(site, int) else max(site.layers)
     if path is not None and path.exists():
         return Banks.load(path, layer)
     sides = {"known": list(known), "unknown": list(unknown), "matched": list(matched)}
-    read = {side: {p: collect(lm, batches, layer, p) for p in POSITIONS} for side, batches in sides.items()}
+    read = {side: {p: collect(lm, batches, site, p) for p in POSITIONS} for side, batches in sides.items()}
     banks = Banks(layer, **read, matched_ids=torch.cat([b.row_id_B for b in sides["matched"]]).cpu())
     if path is not None:
         banks.save(path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from unlearn.models.reference import ReferenceStore
     from unlearn.models.sae import FrozenSAE
 
-NEEDS: frozenset[str] = frozenset({"reference_logprobs", "reference_hidden", "sae", "banks", "rows"})
+NEEDS: frozenset[str] = frozenset({"reference_logprobs", "reference_hidden", "sae", "banks", "rows", "gold"})
 """What a method may ask for: reference log-probabilities at answer positions, reference hidden states at the hooked block, the frozen
-SAE, the activation banks with the selected latents, and the source's rows with a reader that makes batches of them."""
+SAE, the activation banks with the selected latents, the source's rows with a reader that makes batches of them, and the model
+that never saw the forget entities."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,7 @@ class MethodContext:
     n_blocks: int
     """decoder blocks of the language model"""
     hook_layer: int | None = None
-    """block whose output the SAE reads"""
+    """block whose output the SAE reads; the deepest one where it reads several (``sae.layers``)"""
     sae: FrozenSAE | None = None
     banks: Banks | None = None
     selection: Selection | None = None
@@ -44,6 +45,8 @@ class MethodContext:
     """every row of the source; a method may read the streams, the refusals and the generic texts, never the evaluation sets"""
     reader: Reader | None = None
     """makes batches of rows"""
+    gold: Callable[[], PreTrainedModel] | None = None
+    """loads the model that never saw the forget entities"""
     seed: int = 0
 
     def only(self, needs: frozenset[str]) -> MethodContext:
@@ -51,8 +54,8 @@ class MethodContext:
         reference = self.reference if needs & {"reference_logprobs", "reference_hidden"} else None
         banks, selection = (self.banks, self.selection) if "banks" in needs else (None, None)
         data, reader = (self.data, self.reader) if "rows" in needs else (None, None)
-        sae = self.sae if "sae" in needs else None
-        return replace(self, sae=sae, banks=banks, selection=selection, reference=reference, data=data, reader=reader)
+        sae, gold = self.sae if "sae" in needs else None, self.gold if "gold" in needs else None
+        return replace(self, gold=gold, sae=sae, banks=banks, selection=selection, reference=reference, data=data, reader=reader)
 
 
 class Method(nn.Module, ABC):
@@ -91,6 +94,8 @@ class Method(nn.Module, ABC):
     """whether it acts at inference: nothing in the weights changes, and whoever has the weights has the knowledge"""
     wraps: ClassVar[bool] = False
     """whether it runs another method, ``method.inner``"""
+    routed: ClassVar[bool] = False
+    """whether it works with an SAE that picks one of several blocks for every token (``sae.route``); False for all that edit one block"""
     Config: ClassVar[type[MethodConfig]] = MethodConfig
 
     def __init__(self, config: MethodConfig, context: MethodContext) -> None:
@@ -108,6 +113,7 @@ class Method(nn.Module, ABC):
             "sae": context.sae,
             "banks": context.banks,
             "rows": context.reader,
+            "gold": context.gold,
         }
         missing = sorted(need for need in self.required(config) if have[need] is None)
         if missing:
@@ -117,6 +123,11 @@ class Method(nn.Module, ABC):
     def required(cls, config: MethodConfig) -> frozenset[str]:
         """What this configuration needs of ``needs``; a method whose options need less overrides it."""
         return cls.needs
+
+    @classmethod
+    def takes_routed(cls, config: MethodConfig) -> bool:
+        """Whether this configuration works with an SAE that reads several blocks, or uses neither the SAE nor the banks."""
+        return cls.routed or not cls.required(config) & {"sae", "banks"}
 
     @classmethod
     def streams_of(cls, config: MethodConfig) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ targets (``latents.matched`` times as many), in the targets' own sentences: n un
 mean is exactly that of all unknown names would be a giveaway too.
 
 A latent that is off has no gradient, so an objective on activations cannot switch one on: ``space: preactivation`` is the default.
+
+With an SAE that reads several blocks (``sae.route``), the target is what is routed to it, and ``retain_hidden`` the mean over its blocks.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ class SAEGuidedConfig(MethodConfig):
     retain_kl: float = 1.0
     """weight of KL(original || model) on the answers of retain, known and unknown rows, >= 0"""
     retain_hidden: float = 1.0
-    """weight of the relative squared change of the hooked block's output on those rows, >= 0"""
+    """weight of the relative squared change of the hooked block's output (of every block that the SAE reads) on those rows, >= 0"""
     retain_noise: float = 0.0
     """Gaussian noise at the entity token of those rows, below the hook, up to this multiple of its standard deviation, >= 0"""
 
@@ -108,6 +110,7 @@ class SAEGuided(Method):
     streams = ("forget", "retain", "known", "unknown")
     needs = frozenset({"sae", "banks", "reference_logprobs", "reference_hidden"})
     reference_streams = ("retain", "known", "unknown")
+    routed = True
     Config = SAEGuidedConfig
     config: SAEGuidedConfig
     latents_S: Tensor
@@ -165,7 +168,7 @@ class SAEGuided(Method):
     def forget(self, lm: PreTrainedModel, batch: TokenBatch, position: str) -> Tensor:
         """The objective at one position, a scalar."""
         scale, known, unknown, matched = (getattr(self, f"{name}_{position}") for name in ("scale", "known", "unknown", "matched"))
-        x_NS = self.features(activations_at(lm, batch, self.layer, position)) / scale
+        x_NS = self.features(activations_at(lm, batch, self.sae, position)) / scale
         row_id_N = batch.row_id_B[position_index(batch, position) > NO_ENTITY]
         mean_known, mean_unknown, one = known.mean(0), unknown.mean(0), torch.ones_like(scale)
         objectives: dict[str, Callable[[], Tensor]] = {
@@ -193,17 +196,20 @@ class SAEGuided(Method):
         return standardised_distance(x_NS[has.to(x_NS.device)], matched_KS[partner], torch.ones_like(matched_KS[0]))
 
     def retain(self, lm: PreTrainedModel, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        """(KL on answers, relative squared change of the hooked output on tokens after the first), scalars."""
+        """(KL on answers, relative squared change of the outputs that the SAE reads on tokens after the first), scalars."""
         reference = self.context.reference
         if reference is None:
             raise ValueError("sae_guided needs a reference in its context")
         with self._noise(lm, batch):
-            out = forward(lm, batch, layers=(self.layer,))
+            out = forward(lm, batch, layers=self.sae.layers)
         divergence = kl_divergence(reference.logits(batch), out.logits_AV).mean()
         mask_BT = batch.attention_mask_BT.bool().clone()
         mask_BT[:, 0] = False
-        before, after = (h.float()[mask_BT] for h in (reference.hidden(batch, self.layer), out.hidden[self.layer]))
-        return divergence, (after - before).square().mean() / before.var(0).mean()
+        changes = []
+        for layer in self.sae.layers:
+            before, after = (h.float()[mask_BT] for h in (reference.hidden(batch, layer), out.hidden[layer]))
+            changes.append((after - before).square().mean() / before.var(0).mean())
+        return divergence, torch.stack(changes).mean()
 
     def _noise(self, lm: PreTrainedModel, batch: TokenBatch) -> AbstractContextManager[None]:
         """Shake the entity token below the hook, so that a neighbourhood of the listed names has to stay, not those names alone."""

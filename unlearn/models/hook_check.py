@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from unlearn.errors import ModelError
 from unlearn.models.capture import EMBEDDINGS, capture_layers, check_layer
 from unlearn.models.decoder import blocks_of, evaluating, hidden_size
+from unlearn.models.route_sae import RouteSAE
 from unlearn.models.sae import FrozenSAE
 from unlearn.types import TokenBatch
 
@@ -32,13 +33,16 @@ class HookReport:
     """What the SAE makes of the declared layer and its neighbours (-1: the embeddings).
 
     ``fvu`` is the fraction of variance unexplained (>= 0, 0 is perfect), ``l0`` the mean number of latents that are on per token,
-    ``best`` the layer with the lowest FVU.
+    ``best`` the layer with the lowest FVU. Where the SAE reads several blocks, a layer stands for the deepest of them: what is measured is
+    the routed activation, from the declared blocks and from all of them moved by one. ``shares`` is the share of tokens, in [0, 1], that is
+    read from each declared block.
     """
 
     layer: int
     fvu: dict[int, float]
     l0: dict[int, float]
     best: int
+    shares: dict[int, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -72,7 +76,7 @@ class _Sums:
 
 
 def measure_hook_point(lm: nn.Module, sae: FrozenSAE, batches: Sequence[TokenBatch], layer: int) -> HookReport:
-    """FVU and L0 of the SAE at ``layer`` and the layers beside it, in one pass per batch.
+    """FVU and L0 of the SAE at ``layer`` (its deepest, where it reads several) and the layers beside it, in one pass per batch.
 
     ``FVU = sum ||x - x_hat||^2 / sum ||x - mean(x)||^2`` over real tokens. The first token of each row is left out: it is BOS,
     or, where there is none, the token that takes its part as an attention sink, with a norm that would drown the others.
@@ -83,27 +87,51 @@ def measure_hook_point(lm: nn.Module, sae: FrozenSAE, batches: Sequence[TokenBat
     width = hidden_size(lm)
     if sae.d_in != width:
         raise ModelError(f"The SAE must read activations of the model's width {width}; found d_in={sae.d_in}: it belongs to another model.")
-    check_layer(lm, layer, "sae.layer")
-    layers = [n for n in (layer - 1, layer, layer + 1) if EMBEDDINGS <= n < len(blocks_of(lm))]
-    sums = {n: _Sums(torch.zeros(width, dtype=torch.float64)) for n in layers}
+    sites = _sites(lm, sae, layer)
+    layers = sorted({n for site in sites.values() for n in site.values()})
+    sums = {n: _Sums(torch.zeros(width, dtype=torch.float64)) for n in sites}
+    read_L = torch.zeros(len(sae.layers), dtype=torch.long)
     with evaluating(lm):
         for batch in batches:
             real_BT = batch.attention_mask_BT.bool().clone()
             real_BT[:, 0] = False
-            for n, hidden_BTD in capture_layers(lm, batch, layers).items():
-                sums[n].add(sae, hidden_BTD[real_BT])
+            hidden = {n: hidden_BTD[real_BT] for n, hidden_BTD in capture_layers(lm, batch, layers).items()}
+            for n, site in sites.items():
+                found = {own: hidden[there] for own, there in site.items()}
+                sums[n].add(sae, sae.read(found))
+                if n == layer:
+                    read_L += _read_from(sae, found)
     if not sums[layer].tokens:
         raise ModelError("The hook-point check must have rows of at least two tokens; found none.")
     fvu = {n: s.fvu() for n, s in sums.items()}
-    return HookReport(layer, fvu, {n: s.on / s.tokens for n, s in sums.items()}, min(fvu, key=lambda n: fvu[n]))
+    shares = {own: int(n) / sums[layer].tokens for own, n in zip(sites[layer].values(), read_L, strict=True)}
+    return HookReport(layer, fvu, {n: s.on / s.tokens for n, s in sums.items()}, min(fvu, key=lambda n: fvu[n]), shares)
+
+
+def _sites(lm: nn.Module, sae: FrozenSAE, layer: int) -> dict[int, dict[int, int]]:
+    """Blocks that stand for the SAE's own: moved to end at ``layer``, and at the layers beside it where the model has them all."""
+    moved = {n: {own: own + n - max(sae.layers) for own in sae.layers} for n in (layer - 1, layer, layer + 1)}
+    for there in moved[layer].values():
+        check_layer(lm, there, "sae.layer" if len(sae.layers) == 1 else "every block of sae.route")
+    last = len(blocks_of(lm)) - 1
+    return {n: site for n, site in moved.items() if all(EMBEDDINGS <= there <= last for there in site.values())}
+
+
+def _read_from(sae: FrozenSAE, hidden: dict[int, Tensor]) -> Tensor:
+    """Tokens that are read from each of the SAE's blocks, [L]."""
+    if isinstance(sae, RouteSAE):
+        return torch.bincount(sae.choice(hidden).cpu(), minlength=len(sae.layers))
+    return torch.tensor([len(hidden[sae.layers[0]])])
 
 
 def _verdict(sae: FrozenSAE, report: HookReport, max_fvu: float, seen: str) -> str | None:
     """What is wrong with a hook point, in one sentence; None when nothing is."""
     here, best = report.fvu[report.layer], report.fvu[report.best]
     if best < BETTER * here and here - best > MARGIN:
-        where = _name(report.best)
-        return f"sae.layer must be the block the SAE was trained on; found {report.layer}, but it reconstructs {where} better (FVU {seen})."
+        where = f"but it reconstructs {_place(sae, report.best)} better (FVU {seen})."
+        if len(sae.layers) > 1:
+            return f"sae.route must name the blocks the SAE was trained on; found {_place(sae, report.layer)}, {where}"
+        return f"sae.layer must be the block the SAE was trained on; found {report.layer}, {where}"
     if here <= max_fvu:
         return None
     norm = (
@@ -117,7 +145,10 @@ def _verdict(sae: FrozenSAE, report: HookReport, max_fvu: float, seen: str) -> s
     )
 
 
-def _name(layer: int) -> str:
+def _place(sae: FrozenSAE, layer: int) -> str:
+    """Name of a layer, or of the blocks that end there where the SAE reads several."""
+    if len(sae.layers) > 1:
+        return "blocks " + ", ".join(str(own + layer - max(sae.layers)) for own in sae.layers)
     return "the embeddings" if layer == EMBEDDINGS else f"block {layer}"
 
 
@@ -139,10 +170,10 @@ def check_hook_point(
             the message names, or the FVU is above ``max_fvu``.
     """
     report = measure_hook_point(lm, sae, batches, layer)
-    seen = ", ".join(f"{value:.3f} at {_name(n)}" for n, value in report.fvu.items())
+    seen = ", ".join(f"{value:.3f} at {_place(sae, n)}" for n, value in report.fvu.items())
     problem = _verdict(sae, report, max_fvu, seen)
     if problem is None:
-        _LOG.info("SAE at block %d: FVU %s; L0 %.1f", layer, seen, report.l0[layer])
+        _LOG.info("SAE at %s: FVU %s; L0 %.1f", _place(sae, layer), seen, report.l0[layer])
     elif strict:
         raise ModelError(problem)
     else:

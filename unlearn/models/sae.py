@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearn.config.schema import SAEConfig
-from unlearn.errors import ModelError, did_you_mean
+from unlearn.errors import ConfigError, ModelError, did_you_mean
 from unlearn.models.lm import one_line
 
 ARCHITECTURES = ("standard", "jumprelu", "gated", "topk", "abstopk")
@@ -66,10 +66,10 @@ def _full_precision(device: torch.device) -> Any:
 class FrozenSAE(nn.Module):
     """A trained SAE, fixed: fp32 whatever the precision of the run, always in eval mode, its weights never trainable.
 
-    ``layer`` is the block whose output it reads (-1: the input of block 0), ``d_in`` and ``d_sae`` its sizes, ``sae`` the sae_lens
-    object. The weights follow the module from device to device, but a module that holds this one does not count them among its parameters:
-    optimisers, ``requires_grad_``, DDP and checkpoints do not see them. Gradients flow through to the activations. Nothing is remembered
-    from one call to the next (sae_lens keeps an input's norm for the next ``decode``).
+    ``layers`` are the blocks whose outputs it reads (-1: the input of block 0): one, but for a ``RouteSAE``. ``d_in`` and ``d_sae`` are its
+    sizes, ``sae`` the sae_lens object. The weights follow the module from device to device, but a module that holds this one does not count
+    them among its parameters: optimisers, ``requires_grad_``, DDP and checkpoints do not see them. Gradients flow through to the
+    activations. Nothing is remembered from one call to the next (sae_lens keeps an input's norm for the next ``decode``).
     """
 
     sae: Any
@@ -90,13 +90,29 @@ class FrozenSAE(nn.Module):
             raise ModelError(f"The SAE's architecture must be one of {', '.join(ARCHITECTURES)}; found {self.architecture}.")
         if sae.cfg.reshape_activations != "none":
             raise ModelError(f"The SAE must read the residual stream; found reshape_activations={sae.cfg.reshape_activations!r}.")
-        self.layer = _layer_of(sae) if layer is None else layer
+        self.layers: tuple[int, ...] = (_layer_of(sae) if layer is None else layer,)
         self.d_in = int(sae.cfg.d_in)
         self.d_sae = int(sae.cfg.d_sae)
         self.normalisation: str = sae.cfg.normalize_activations
         self.metadata: dict[str, Any] = dict(sae.cfg.metadata.to_dict())
         self.__dict__["sae"] = sae.to(dtype=torch.float32).eval().requires_grad_(False)
         super().train(False)
+
+    @property
+    def layer(self) -> int:
+        """The one block whose output it reads.
+
+        Raises:
+            ConfigError: it reads several.
+        """
+        if len(self.layers) > 1:
+            blocks = ", ".join(map(str, self.layers))
+            raise ConfigError(f"sae.route must be null where the output of one block is edited; found an SAE that reads blocks {blocks}.")
+        return self.layers[0]
+
+    def read(self, hidden: Mapping[int, Tensor]) -> Tensor:
+        """What is encoded, [..., D], of the outputs [..., D] of every block in ``layers``; here the block's output as it is."""
+        return hidden[self.layers[0]]
 
     @property
     def device(self) -> torch.device:
@@ -235,7 +251,12 @@ def _from_release(release: str, sae_id: str) -> Any:
         raise ModelError(f"sae.release {release} ({sae_id}) could not be loaded: {one_line(error)}") from error
 
 
-def _from_directory(path: Path) -> Any:
+def from_directory(path: Path) -> Any:
+    """The sae_lens SAE of a SAELens directory, fp32, on the CPU.
+
+    Raises:
+        ModelError: a file is missing or damaged.
+    """
     missing = [name for name in SAE_FILES if not (path / name).is_file()]
     if missing:
         raise ModelError(f"sae.path must be a SAELens directory with {' and '.join(SAE_FILES)}; found no {missing[0]} in {path}.")
@@ -264,5 +285,5 @@ def load_sae(config: SAEConfig, default: Path | None) -> FrozenSAE:
         path = default if config.path is None else Path(config.path).expanduser()
         if path is None:
             raise ModelError("sae.path or sae.release must name an SAE, since the data source brings none; found neither.")
-        sae = _from_directory(path)
+        sae = from_directory(path)
     return FrozenSAE(sae, config.layer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from unlearn.types import EntityData, Row
 from unlearn.world.encyclopaedia import Encyclopaedia
@@ -74,6 +74,15 @@ class RowMaker:
                     rows.append(self._row(name, texts[i].format(n=name), answer, "qa", attribute, f"{attribute}/question{i}", tuple(wrong)))
         return rows
 
+    def invented(self, names: Iterable[str], templates: Sequence[int]) -> list[Row]:
+        """Questions about strangers with facts made up for them, which no model has seen."""
+        rows = []
+        for name in names:
+            for attribute, texts in QUESTIONS.items():
+                value = self._rng.choice(VALUES[attribute])
+                rows += [self._row(name, texts[i].format(n=name), value, "qa", attribute, f"{attribute}/question{i}") for i in templates]
+        return rows
+
     def statements(self, names: Iterable[str], templates: Sequence[int], attributes: Sequence[str] = tuple(VALUES)) -> list[Row]:
         """Stems of statements; the value about a stranger is arbitrary, as in the corpus."""
         rows = []
@@ -129,13 +138,14 @@ def world_rows(world: Encyclopaedia, roles: Roles, *, seed: int, fingerprint: st
     to_train, to_measure = make.generic()
     forget, retain = make.training(roles.forget), make.training(roles.retain)
     latent_known = make.recognition(roles.unseen)
-    return EntityData(
-        streams={
-            "forget": tuple(forget),
-            "retain": (*retain, *make.texts(to_train)),
-            "known": tuple(retain),
-            "unknown": tuple(make.stranger_training(world.unknown)),
-        },
+    streams = {
+        "forget": tuple(forget),
+        "retain": (*retain, *make.texts(to_train)),
+        "known": tuple(retain),
+        "unknown": tuple(make.stranger_training(world.unknown)),
+    }
+    data = EntityData(
+        streams=streams,
         evaluation={
             "forget": tuple(make.questions(roles.forget, (0,))),
             "forget_paraphrased": tuple(make.questions(roles.forget, (1,))),
@@ -153,3 +163,4 @@ def world_rows(world: Encyclopaedia, roles: Roles, *, seed: int, fingerprint: st
         fingerprint=fingerprint,
         notes=notes,
     )
+    return replace(data, holdout=tuple(make.invented(world.heldout[: 2 * len(roles.forget)], (0,))))  # last: other rows keep their ids
