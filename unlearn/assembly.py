@@ -194,6 +194,9 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
         data=data, generic=datamodule.generic, reader=reader, meter=meter, selection=selection,
         reference=reference, config=config.evaluation, layer=layer, seed=config.seed,
     )  # fmt: skip
+    if config.evaluation.depth:
+        suite.original = lambda: load_lm(config.model, assets.model if assets else None)[0].to(device)
+        suite.gold_model = load_gold
     latent = LatentDistance(meter, config.evaluation.every, run)
     latent.remember(lm)
     with stage("the original model") as announce:

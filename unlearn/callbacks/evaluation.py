@@ -53,6 +53,7 @@ class Evaluation(Callback):
     def measure(self, lm: PreTrainedModel) -> None:
         """Measure ``lm`` and write what was found."""
         self.measured = self.suite.measure(lm)
+        self.measured.results.update(self.suite.deep(lm))
         self.write(self.measured)
 
     @rank_zero_only

@@ -18,13 +18,16 @@ Origin = str | Path | Mapping[str, Any] | Layer
 STUDY_KEYS = ("study", "common", "runs")
 
 
-def load_config(source: Origin | Sequence[Origin], overrides: Sequence[str] = (), schemas: Schemas | None = None) -> RunConfig:
+def load_config(
+    source: Origin | Sequence[Origin], overrides: Sequence[str] = (), schemas: Schemas | None = None, root: type[RunConfig] = RunConfig
+) -> RunConfig:
     """One run from one or more files (a later one wins) and overrides (they win over files).
 
     Args:
         source: a YAML file, a mapping, or several of them.
         overrides: ``key=value`` texts; values follow YAML's rules.
         schemas: see ``build.Schemas``; None takes the registry's plug-ins.
+        root: what is built; a subclass has further sections.
 
     Raises:
         ConfigError: every unknown key, wrong type, wrong range and missing key, one sentence each.
@@ -33,7 +36,7 @@ def load_config(source: Origin | Sequence[Origin], overrides: Sequence[str] = ()
     studies = [layer for layer in layers if _is_study(layer)]
     if studies:
         raise ConfigError([*problems, f"{studies[0].label or 'configuration'}: expected one run; found a study of several (key 'runs')."])
-    return _build_all([[*layers, *said]], schemas, problems)[0]
+    return _build_all([[*layers, *said]], schemas, problems, root)[0]
 
 
 def load_study(source: Origin | Sequence[Origin], overrides: Sequence[str] = (), schemas: Schemas | None = None) -> list[RunConfig]:
@@ -121,13 +124,15 @@ def _part(study: Layer, where: str, tree: Any, problems: list[str]) -> Layer:
     return Layer(tree, study.label, f"{where}.")
 
 
-def _build_all(runs: Sequence[list[Layer]], schemas: Schemas | None, problems: list[str]) -> list[RunConfig]:
+def _build_all(
+    runs: Sequence[list[Layer]], schemas: Schemas | None, problems: list[str], root: type[RunConfig] = RunConfig
+) -> list[RunConfig]:
     """The runs as objects; problems of all of them, without repetition, in one error."""
     schemas = plugin_schemas() if schemas is None else schemas
     built: list[RunConfig] = []
     for layers in runs:
         try:
-            built.append(Reading(RunConfig, layers, schemas).build())
+            built.append(Reading(root, layers, schemas).build())
         except ConfigError as error:
             problems.extend(error.problems)
     if problems:

@@ -142,6 +142,8 @@ class EvaluationConfig:
     """prompts whose answers are kept before and after, >= 0"""
     gold: str | None = None
     """model that never saw the forget entities: `source` (the one the data source brings along), a directory or a hub id; null for none"""
+    depth: bool = False
+    """whether the depth of forgetting is measured at the end (activation patching); loads the original model once more"""
     collapse_perplexity: float = 1.5
     """generic perplexity above this multiple of the base model's raises the collapse flag, > 1"""
     collapse_retain: float = 0.5

@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unlearn.data.swap import matched_rows
 from unlearn.errors import CacheError
 from unlearn.evaluation.answers import measure_answers
 from unlearn.evaluation.collapse import answer_entropy, free_text, generic_text, verdict
+from unlearn.evaluation.depth import lens_ranks, measure_depth
 from unlearn.evaluation.privacy import against_gold, comparable, membership
 
 if TYPE_CHECKING:
@@ -42,7 +44,8 @@ class Suite:
     """Everything needed to measure a model of one run.
 
     ``base`` is the measurement of the original model; set it once, before training, with ``measure_base``. ``gold`` is that of the model
-    that never saw the forget entities, where there is one.
+    that never saw the forget entities, where there is one. ``original`` and ``gold_model`` load those models; without the first the depth
+    of forgetting is not measured, without the second it is measured against unknown names.
     """
 
     data: EntityData
@@ -56,6 +59,8 @@ class Suite:
     seed: int
     base: Measurement | None = None
     gold: Measurement | None = None
+    original: Callable[[], PreTrainedModel] | None = None
+    gold_model: Callable[[], PreTrainedModel] | None = None
 
     def measure(self, lm: PreTrainedModel, announce: Callable[[str], None] = lambda stage: None) -> Measurement:
         """Every metric of the model as it stands, under the keys of the results.
@@ -89,6 +94,22 @@ class Suite:
         results |= self.collapse(lm) | free_text(lm, self.generic, self.reader)
         results["collapse/entropy"] = answer_entropy(texts["retain"])
         return Measurement(results, texts, kept)
+
+    def deep(self, lm: PreTrainedModel) -> dict[str, float]:
+        """How deep forgetting goes: ``forget/depth_score`` and, per layer, ``forget/depth_*`` and ``forget/lens_rank``; empty without
+        ``original``. Without a gold model, only questions in which an unknown name can stand for the target's are patched."""
+        if self.original is None:
+            return {}
+        rows = [row for row in self.data.evaluation["forget"] if row.mentions]
+        tokens = self.reader.tokens(rows)
+        found = lens_ranks(lm, tokens, self.reader)
+        if self.gold_model is not None:
+            return found | measure_depth(self.original(), lm, tokens, self.reader, gold=self.gold_model()).results()
+        strangers = [row.mentions[0] for row in self.data.streams["unknown"] if row.mentions]
+        swapped = {row.row_id: row for row in matched_rows(rows, strangers, 1, self.seed)}
+        rows = [row for row in rows if row.row_id in swapped]
+        others = self.reader.tokens([swapped[row.row_id] for row in rows])
+        return found | measure_depth(self.original(), lm, self.reader.tokens(rows), self.reader, swapped=others).results()
 
     def collapse(self, lm: PreTrainedModel) -> dict[str, float]:
         """The part of the collapse metrics that is cheap enough to follow during training."""

@@ -90,6 +90,24 @@ def output_head(lm: nn.Module) -> nn.Module:
     return found
 
 
+FINAL_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm", "norm_f")
+"""Attribute names under which decoders keep the norm between the last block and the head."""
+
+
+def final_norm(lm: nn.Module) -> nn.Module:
+    """The norm between the last block and the output head.
+
+    Raises:
+        ModelError: the decoder has none in a place we know.
+    """
+    decoder = decoder_of(lm)
+    for name in FINAL_NORMS:
+        found = getattr(decoder, name, None)
+        if isinstance(found, nn.Module):
+            return found
+    raise ModelError(f"The decoder must have a final norm called {', '.join(FINAL_NORMS)}; found none in {type(decoder).__name__}.")
+
+
 def head(lm: nn.Module, hidden_AD: Tensor, module: nn.Module | None = None) -> Tensor:
     """Logits [A, V] of final hidden states [A, D] (after the final norm), scaled and soft-capped as the model's family does it.
 
