@@ -19,7 +19,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Toy:
 
 
 def test_sixteen_forwards_feed_seven_metrics_on_two_sets_of_128_rows(made: Toy) -> None:
-    rows = [replace(row, row_id=i) for i, row in enumerate([*made.data.evaluation["retain"], *made.data.evaluation["forget"]] * 15)][:256]
+    known = [*made.data.evaluation["retain"], *made.data.evaluation["forget"]] * 15
+    rows = [replace(row, row_id=i, prompt=f"{i}: {row.prompt}") for i, row in enumerate(known[:256])]
     sets = {"forget": rows[:128], "holdout": rows[128:]}
     reader, calls = made.reader(batch_size=16), []
     handle = decoder_of(made.lm).register_forward_hook(lambda *_: calls.append(1))

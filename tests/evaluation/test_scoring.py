@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 import unlearn.evaluation.scoring as scoring
 from tests.tiny import tiny_gemma2, tiny_gpt2, tiny_llama
 from tests.toys import Toy, toy
+from unlearn.data.tokenize import TokenRow
 from unlearn.evaluation.scoring import score
 from unlearn.functional.scores import token_scores
 from unlearn.models.decoder import decoder_of
@@ -54,5 +55,24 @@ def test_one_forward_for_each_batch(made: Toy) -> None:
     handle = decoder_of(made.lm).register_forward_pre_hook(lambda *_: calls.append(1))
     scores = score(made.lm, tokens, made.reader(5), [row.answer for row in made.data.evaluation["retain"]])
     handle.remove()
-    assert len(calls) == -(-len(tokens) // 5)
+    assert len(calls) == -(-len({row.ids[:-1] for row in tokens}) // 5)
     assert len(scores.texts) == scores.n_rows == len(tokens)
+
+
+def test_rows_that_differ_in_their_last_token_are_read_once(made: Toy) -> None:
+    tokens = made.reader().tokens(made.data.evaluation["retain"])
+    one = tokens[0].ids
+    alike = [TokenRow((*one[:-1], last), tokens[0].answer_start, -1, i) for i, last in enumerate((5, 6, 7, 8))]
+    calls: list[torch.Size] = []
+
+    def count(module, args, kwargs):  # noqa: ANN001, ANN202
+        calls.append(kwargs["input_ids"].shape)
+
+    handle = decoder_of(made.lm).register_forward_pre_hook(count, with_kwargs=True)
+    together = score(made.lm, [*alike, tokens[5]], made.reader(8))
+    handle.remove()
+    assert [shape[0] for shape in calls] == [2]
+    for i, row in enumerate([*alike, tokens[5]]):
+        torch.testing.assert_close(
+            together.logprob_A[together.row_A == i], score(made.lm, [row], made.reader(1)).logprob_A, rtol=1e-6, atol=1e-6
+        )

@@ -19,11 +19,11 @@ from torch import Tensor
 from unlearn.data.tokenize import batches
 from unlearn.errors import DataError
 from unlearn.evaluation.shard import spread
-from unlearn.functional.tokens import answer_positions
+from unlearn.functional.tokens import answer_positions, answer_targets
 from unlearn.models.capture import capture_layers
 from unlearn.models.decoder import blocks_of, device_of, evaluating, final_norm, head
 from unlearn.models.edit import edited
-from unlearn.models.forward import answer_hidden
+from unlearn.models.forward import final_hidden
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,9 +87,9 @@ def _answer_states(lm: PreTrainedModel, batch: TokenBatch) -> dict[int, Tensor]:
 
 def _logprobs(lm: PreTrainedModel, batch: TokenBatch) -> Tensor:
     """Log-probability of each answer token, [A]."""
-    hidden = answer_hidden(lm, batch)
-    logprobs_AV = head(lm, hidden.final_AD).float().log_softmax(-1)
-    return logprobs_AV.gather(1, hidden.targets_A[:, None])[:, 0]
+    row_A, pos_A = answer_positions(batch.labels_BT)
+    logprobs_AV = head(lm, final_hidden(lm, batch)[row_A, pos_A]).float().log_softmax(-1)
+    return logprobs_AV.gather(1, answer_targets(batch.labels_BT)[:, None])[:, 0]
 
 
 def _falls(full: PreTrainedModel, batch: TokenBatch, states: Mapping[int, Tensor]) -> Tensor:

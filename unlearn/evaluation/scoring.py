@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from unlearn.data.tokenize import batches
+from unlearn.data.tokenize import TokenRow, batches
 from unlearn.evaluation.shard import spread
 from unlearn.functional.scores import TokenScores, join_scores, token_scores
 from unlearn.models.decoder import device_of, head, text_config
-from unlearn.models.forward import answer_hidden
+from unlearn.models.forward import final_hidden
+from unlearn.types import NO_ENTITY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from unlearn.data.reader import Reader
-    from unlearn.data.tokenize import TokenRow
     from unlearn.types import TokenBatch
 
 LOGITS = 2**26
@@ -35,43 +35,73 @@ class _RowScores(NamedTuple):
     target: np.ndarray
 
 
-def score_batch(lm: PreTrainedModel, batch: TokenBatch) -> TokenScores:
-    """Scores of one batch: one run of the decoder, then the head on as many answer positions at a time as ``LOGITS`` allows."""
-    hidden = answer_hidden(lm, batch)
-    n_rows = len(batch.row_id_B)
+def _score_context(lm: PreTrainedModel, batch: TokenBatch, rows: Sequence[Sequence[TokenRow]]) -> TokenScores:
+    """Scores of rows that continue the contexts of one batch: one run of the decoder, then the head on as many positions as fit.
+
+    Args:
+        lm: the model.
+        batch: contexts, padded on the right.
+        rows: for each context, the rows whose tokens but the last it is.
+    """
+    device = batch.input_ids_BT.device
+    place, position, target, row_of = [], [], [], []
+    for n, (context, row) in enumerate((c, row) for c, group in enumerate(rows) for row in group):
+        for t in range(max(1, row.answer_start), len(row.ids)):
+            place.append(context)
+            position.append(t - 1)
+            target.append(row.ids[t])
+            row_of.append(n)
+    place_A, position_A, targets_A, row_A = (torch.tensor(v, dtype=torch.long, device=device) for v in (place, position, target, row_of))
+    final_AD = final_hidden(lm, batch)[place_A, position_A]
+    n_rows = sum(map(len, rows))
     step = max(1, LOGITS // int(text_config(lm).vocab_size))
     parts = []
-    for start in range(0, max(1, len(hidden.targets_A)), step):
+    for start in range(0, max(1, len(targets_A)), step):
         here = slice(start, start + step)
-        parts.append(token_scores(head(lm, hidden.final_AD[here]), hidden.targets_A[here], hidden.row_A[here], n_rows))
+        parts.append(token_scores(head(lm, final_AD[here]), targets_A[here], row_A[here], n_rows))
     return TokenScores(
         logprob_A=torch.cat([part.logprob_A for part in parts]),
         mean_A=torch.cat([part.mean_A for part in parts]),
         variance_A=torch.cat([part.variance_A for part in parts]),
         hit_A=torch.cat([part.hit_A for part in parts]),
-        target_A=hidden.targets_A,
-        row_A=hidden.row_A,
+        target_A=targets_A,
+        row_A=row_A,
         n_rows=n_rows,
     )
+
+
+def _contexts(rows: Sequence[TokenRow]) -> tuple[list[TokenRow], list[list[int]]]:
+    """What the model has to read: every row without its last token, equal ones once; and the rows that continue each.
+
+    A question with one-token answers, the right one and the wrong ones, is read once.
+    """
+    places: dict[tuple[int, ...], list[int]] = {}
+    for i, row in enumerate(rows):
+        places.setdefault(row.ids[:-1], []).append(i)
+    return [TokenRow(ids, len(ids), NO_ENTITY, n) for n, ids in enumerate(places)], list(places.values())
 
 
 @torch.no_grad()
 def score(lm: PreTrainedModel, tokens: Sequence[TokenRow], reader: Reader, texts: Sequence[str] = ()) -> TokenScores:
     """Scores of every row, in the order given: one forward for each batch of ``reader.batch_size`` rows, shared out over the processes.
 
+    Rows that differ in their last token only share a place in a batch.
+
     Args:
         lm: the model.
-        tokens: rows; at least one.
+        tokens: rows of two tokens or more.
         reader: for the batch size and the padding token.
         texts: the answers as text, for the zlib attack; empty leaves them out.
     """
     device = device_of(lm)
 
     def work(mine: Sequence[TokenRow]) -> list[_RowScores]:
+        contexts, members = _contexts(mine)
         parts, places = [], []
-        for index, cpu_batch in batches(mine, reader.batch_size, reader.pad_id):
-            parts.append(score_batch(lm, type(cpu_batch)(*(t.to(device) for t in cpu_batch))))
-            places.append(index)
+        for index, cpu_batch in batches(contexts, reader.batch_size, reader.pad_id):
+            batch = type(cpu_batch)(*(t.to(device) for t in cpu_batch))
+            parts.append(_score_context(lm, batch, [[mine[i] for i in members[c]] for c in index]))
+            places.append([i for c in index for i in members[c]])
         return _rows_of(join_scores(parts, places)) if parts else []
 
     return _scores_of(spread(tokens, work), texts)

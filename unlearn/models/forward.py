@@ -70,19 +70,11 @@ def forward(lm: nn.Module, batch: TokenBatch, layers: Sequence[int] = ()) -> For
     return Forward(output.logits[0], answer_targets(batch.labels_BT), row_A, hidden, seen[0])
 
 
-class AnswerHidden(NamedTuple):
-    """What the output head would read to predict the answers: ``final_AD`` after the final norm, ``targets_A``, and the row of each."""
-
-    final_AD: Tensor
-    targets_A: Tensor
-    row_A: Tensor
-
-
-def answer_hidden(lm: nn.Module, batch: TokenBatch) -> AnswerHidden:
-    """Run the decoder without its head; ``unlearn.models.decoder.head`` makes logits of as many positions as fit into memory."""
+def final_hidden(lm: nn.Module, batch: TokenBatch) -> Tensor:
+    """What the output head would read, [B, T, D], after the final norm; ``unlearn.models.decoder.head`` makes logits of it."""
     output: Any = decoder_of(lm)(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False, return_dict=True)
-    row_A, pos_A = answer_positions(batch.labels_BT)
-    return AnswerHidden(output.last_hidden_state[row_A, pos_A], answer_targets(batch.labels_BT), row_A)
+    hidden_BTD: Tensor = output.last_hidden_state
+    return hidden_BTD
 
 
 def _stop_ids(lm: nn.Module, tokenizer: Any, extra: Sequence[int]) -> list[int]:
