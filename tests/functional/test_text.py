@@ -7,7 +7,17 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from scipy.stats import entropy
 
-from unlearn.functional.text import distinct_n, is_answer, is_refusal, ngram_entropy, normalise_answer, repetition, rouge_l
+from unlearn.functional.text import (
+    distinct_n,
+    is_answer,
+    is_refusal,
+    ngram_entropy,
+    normalise_answer,
+    repetition,
+    rouge_1,
+    rouge_l,
+    words,
+)
 
 WORDS = [
     "the",
@@ -84,8 +94,38 @@ def test_refusals_are_prefixes_whatever_the_punctuation() -> None:
     [("He was running home", "he runs home quickly"), ("nothing alike", "other words"), ("", "a reference"), ("a b c", "a b c")],
 )
 def test_rouge_equals_the_package(prediction: str, reference: str, stem: bool) -> None:
-    expected = RougeScorer(["rougeL"], use_stemmer=stem).score(reference, prediction)["rougeL"]
-    assert rouge_l(prediction, reference, stem) == (expected.recall, expected.fmeasure)
+    expected = RougeScorer(["rouge1", "rougeL"], use_stemmer=stem).score(reference, prediction)
+    for ours, theirs in ((rouge_1, expected["rouge1"]), (rouge_l, expected["rougeL"])):
+        assert ours(prediction, reference, stem) == (theirs.recall, theirs.fmeasure)
+
+
+def test_rouge_1_counts_shared_words_as_often_as_both_have_them() -> None:
+    prediction, reference = "the dog saw the cat and the fox", "the cat saw a dog"
+    shared = (Counter(prediction.split()) & Counter(reference.split())).total()
+    recall, precision = shared / 5, shared / 8
+    assert rouge_1(prediction, reference) == pytest.approx((recall, 2 * precision * recall / (precision + recall)))
+    assert rouge_1("cat the", "the cat")[0] == 1.0
+    assert rouge_l("cat the", "the cat")[0] == 0.5
+
+
+def test_words_are_those_of_nltk_sentence_by_sentence() -> None:
+    assert words("Hello, world. It's Ann's (2nd) try!") == [
+        "Hello",
+        ",",
+        "world",
+        ".",
+        "It",
+        "'s",
+        "Ann",
+        "'s",
+        "(",
+        "2nd",
+        ")",
+        "try",
+        "!",
+    ]
+    assert words("") == []
+    assert words("no full stop") == ["no", "full", "stop"]
 
 
 def test_rouge_recall_is_over_the_reference() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import socket
 from pathlib import Path
 
@@ -7,8 +8,35 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torchmetrics import Metric
 
-from unlearn.metrics import AnswerAccuracy, ExactMemorisation, Perplexity, Probability, RowMean
+from unlearn.functional.memorisation import probability
+from unlearn.functional.scores import token_scores
+from unlearn.functional.tokens import token_nll
+from unlearn.metrics import (
+    AliasMatch,
+    AnswerAccuracy,
+    AnswerMix,
+    AnswerMixDistance,
+    ChoiceAccuracy,
+    ExactMemorisation,
+    ExtractionStrength,
+    ForgetQuality,
+    ForgetQualityStatistic,
+    MembershipAuc,
+    MembershipRelDiff,
+    ModelUtility,
+    NgramEntropy,
+    Perplexity,
+    PrivLeak,
+    Probability,
+    RefusalRate,
+    Repetition,
+    Rouge1,
+    RougeL,
+    RowMean,
+    TruthRatio,
+)
 
 ROWS = 5
 LENGTHS = (2, 4, 1, 3, 5)
@@ -44,14 +72,59 @@ def batch(rows: range) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]), row_A
 
 
-def measure(rows: range) -> list[float]:
-    metrics = (Probability(), ExactMemorisation(), Perplexity(), AnswerAccuracy())
+KINDS = ("refusal", "correct", "plausible", "refusal", "degenerate")
+
+
+def likelihood(rows: range) -> list[Metric]:
+    """Metrics that are fed with the logits of the rows, or with what one pass keeps of them."""
     logits_AV, targets_A, row_A = batch(rows)
-    metrics[0].update(logits_AV, targets_A, row_A)
-    metrics[1].update(logits_AV, targets_A, row_A)
-    metrics[2].update(logits_AV, targets_A)
-    metrics[3].update(["yes" if row < 2 else "no" for row in rows], ["yes"] * len(rows))
-    return [metric.compute().item() for metric in metrics]
+    nll_B = probability(token_nll(logits_AV, targets_A), row_A, len(rows)).log().neg()
+    metrics: list[Metric] = [Probability(), ExactMemorisation(), ExtractionStrength(), TruthRatio()]
+    for metric in metrics[:3]:
+        metric.update(logits_AV, targets_A, row_A)
+    metrics[3].update(nll_B, nll_B[:, None] + 0.1 * torch.tensor(list(rows))[:, None])
+    metrics.append(Perplexity())
+    metrics[-1].update(logits_AV, targets_A)
+    for attack in ("loss", "zlib", "min_k", "min_k_plus_plus"):
+        for metric in (MembershipAuc(attack), PrivLeak(0.4, attack), MembershipRelDiff(0.4, attack)):
+            for row in rows:  # the one process has forget rows only, the other held-out ones
+                metric.update(token_scores(*batch(range(row, row + 1)), 1, ["ab" * (row + 1)]), holdout=row > 2)
+            metrics.append(metric)
+    for quality in (ForgetQuality([0.5, 1.0, 2.0]), ForgetQualityStatistic([0.5, 1.0, 2.0])):
+        if rows[0] == 0:
+            quality.update(torch.tensor([0.1, 0.7, torch.nan, 3.0]))
+        metrics.append(quality)
+    return metrics
+
+
+def texts(rows: range) -> list[Metric]:
+    said = ["yes" if row < 2 else "no no no no no " * row for row in rows]
+    metrics: list[Metric] = [AnswerAccuracy(), Rouge1("f1"), RougeL(), RougeL("f1", stem=True)]
+    for metric in metrics:
+        metric.update(said, ["yes no"] * len(rows) if metric is not metrics[0] else ["yes"] * len(rows))
+    metrics += [RefusalRate(["no"]), NgramEntropy(), Repetition()]
+    for metric in metrics[-3:]:
+        metric.update(said)
+    metrics.append(AliasMatch("begins"))
+    metrics[-1].update(said, [["y", "no"]] * len(rows))
+    metrics.append(ChoiceAccuracy())
+    metrics[-1].update(torch.tensor([[1.0, 1.0 + row % 2] for row in rows]), torch.tensor([row // 3 for row in rows]))
+    metrics.append(AnswerMixDistance())
+    metrics[-1].update([KINDS[row] for row in rows], unknown=False)
+    if rows[0] == 0:
+        metrics[-1].update(["refusal", "correct", "off_topic"], unknown=True)
+    metrics.append(ModelUtility(["a", "b"]))
+    metrics[-1].update("a", torch.tensor([0.1 + row for row in rows]))
+    if rows[0] == 0:
+        metrics[-1].update("b", torch.tensor([0.25, torch.nan, 0.75]))
+    return metrics
+
+
+def measure(rows: range) -> dict[str, float]:
+    mix = AnswerMix()
+    mix.update([KINDS[row] for row in rows])
+    values = {f"{i} {type(m).__name__}": m.compute().item() for i, m in enumerate([*likelihood(rows), *texts(rows)])}
+    return values | {kind: share.item() for kind, share in mix.compute().items()}
 
 
 def worker(rank: int, port: int, out: str) -> None:
@@ -69,4 +142,6 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     mp.spawn(worker, args=(port, str(tmp_path)), nprocs=2)
     expected = measure(range(ROWS))
     for rank in range(2):
-        assert torch.load(tmp_path / f"{rank}.pt") == pytest.approx(expected, abs=1e-6)
+        found = torch.load(tmp_path / f"{rank}.pt")
+        assert found == pytest.approx(expected, abs=1e-5)
+        assert not any(math.isnan(value) for value in found.values())

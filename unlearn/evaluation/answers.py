@@ -12,7 +12,8 @@ import torch
 from unlearn.data.tokenize import TokenRow
 from unlearn.evaluation.scoring import score
 from unlearn.evaluation.shard import spread
-from unlearn.functional.memorisation import truth_ratio, truth_ratio_score
+from unlearn.functional.choice import choice_correct, likelihood_scores
+from unlearn.functional.memorisation import option_probability, truth_ratio, truth_ratio_score
 from unlearn.functional.statistics import bootstrap_interval
 from unlearn.functional.text import is_answer, is_refusal, rouge_1, rouge_l
 from unlearn.models.forward import generate
@@ -34,7 +35,7 @@ SET_NAMES: Mapping[str, tuple[str, str]] = {
 """Evaluation set -> (scope, suffix of the key); any other set is its own scope."""
 
 
-INTERVALS = ("accuracy", "probability", "rouge_l", "extraction_strength", "exact_memorisation", "truth_ratio")
+INTERVALS = ("accuracy", "probability", "rouge_l", "extraction_strength", "exact_memorisation", "truth_ratio", "choice_accuracy")
 """Metrics whose means carry a bootstrap interval."""
 
 
@@ -62,7 +63,7 @@ class AnswerRecords:
                 values = truth_ratio_score(torch.from_numpy(values), reading).numpy()
             results[key] = float(values.mean())
             if bootstrap and metric in INTERVALS:
-                rows = [row for row in self.rows if row.perturbed_answers] if metric == "truth_ratio" else self.rows
+                rows = [row for row in self.rows if row.perturbed_answers] if len(values) < len(self.rows) else self.rows
                 low, high = bootstrap_interval(values, bootstrap, seed, groups=[row.entity for row in rows])
                 results |= {f"{key}/ci_low": low, f"{key}/ci_high": high}
         return results
@@ -93,15 +94,29 @@ class _Wrong:
         self.counts = [len(row.perturbed_answers) for row in plain]
         self.rows = [*self.reworded.values(), *(replace(row, answer=text) for row in plain for text in row.perturbed_answers)]
 
-    def ratios(self, nll: np.ndarray, n_rows: int) -> np.ndarray:
-        """Truth ratio of each asked row, from the losses of all rows and then of ``self.rows``."""
-        right = nll[:n_rows].copy()
-        right[list(self.reworded)] = nll[n_rows : n_rows + len(self.reworded)]
-        wrong_BK = np.full((len(self.asked), max(self.counts)), np.nan)
+    def losses(self, nll: np.ndarray, n_rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(right_N, reworded_N, wrong_NK) of the asked rows, nan where a row has fewer wrong answers than others.
+
+        Args:
+            nll: losses of all rows and then of ``self.rows``.
+            n_rows: number of the former.
+        """
+        reworded = nll[:n_rows].copy()
+        reworded[list(self.reworded)] = nll[n_rows : n_rows + len(self.reworded)]
+        wrong_NK = np.full((len(self.asked), max(self.counts)), np.nan)
         for row, part in enumerate(np.split(nll[n_rows + len(self.reworded) :], np.cumsum(self.counts)[:-1])):
-            wrong_BK[row, : len(part)] = part
-        found: np.ndarray = truth_ratio(torch.from_numpy(right[self.asked]), torch.from_numpy(wrong_BK)).numpy()
-        return found
+            wrong_NK[row, : len(part)] = part
+        return torch.from_numpy(nll[:n_rows][self.asked]), torch.from_numpy(reworded[self.asked]), torch.from_numpy(wrong_NK)
+
+    def values(self, nll: np.ndarray, n_rows: int) -> dict[str, np.ndarray]:
+        """``truth_ratio``, ``option_probability`` and ``choice_accuracy`` (options by likelihood per token) of the asked rows."""
+        right_N, reworded_N, wrong_NK = self.losses(nll, n_rows)
+        options_NK = likelihood_scores(torch.cat([right_N[:, None], wrong_NK], dim=1))
+        return {
+            "truth_ratio": truth_ratio(reworded_N, wrong_NK).numpy(),
+            "option_probability": option_probability(right_N, wrong_NK).numpy(),
+            "choice_accuracy": choice_correct(options_NK, torch.zeros(len(right_N), dtype=torch.long)).double().numpy(),
+        }
 
 
 def measure_answers(lm: PreTrainedModel, rows: Sequence[Row], reader: Reader) -> AnswerRecords:
@@ -109,7 +124,8 @@ def measure_answers(lm: PreTrainedModel, rows: Sequence[Row], reader: Reader) ->
 
     ``accuracy``, ``refusal_rate``, ``rouge_1`` and ``rouge_l`` (recall), ``rouge_l_f1`` of greedy answers; ``probability``
     (``exp(-mean NLL)`` of the reference answer: TOFU, arXiv 2401.06121, section 2.2.2), ``exact_memorisation``, ``extraction_strength``,
-    and ``truth_ratio`` where rows carry wrong answers; all in [0, 1] but the truth ratio (>= 0).
+    and, where rows carry wrong answers, ``truth_ratio``, ``option_probability`` (the right one's share of all) and ``choice_accuracy``
+    (whether it is the likeliest per token); all in [0, 1] but the truth ratio (>= 0).
     """
     texts = answer(lm, reader.tokens(rows), reader)
     wrong = _Wrong(rows)
@@ -128,5 +144,5 @@ def measure_answers(lm: PreTrainedModel, rows: Sequence[Row], reader: Reader) ->
         "extraction_strength": scores.extraction_strength(eos).numpy()[:n],
     }
     if wrong.asked:
-        values["truth_ratio"] = wrong.ratios(scores.nll().numpy(), n)
+        values |= wrong.values(scores.nll().numpy(), n)
     return AnswerRecords(rows, texts, values, scores)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from unlearn.data.swap import matched_rows
 from unlearn.errors import CacheError
 from unlearn.evaluation.answers import measure_answers
+from unlearn.evaluation.behaviour import behaviour, utility
 from unlearn.evaluation.collapse import answer_entropy, free_text, generic_text, verdict
 from unlearn.evaluation.depth import lens_ranks, measure_depth
 from unlearn.evaluation.privacy import against_gold, comparable, membership
@@ -88,6 +89,7 @@ class Suite:
             if name == "forget":
                 kept = comparable(lm, records, self.data.holdout, self.reader)
                 results |= membership(kept)
+        results |= behaviour(self.data, texts, self.config.permutations, self.seed) | utility(results)
         announce("recognition")
         results |= self.meter.full(lm)
         announce("generic text")

@@ -2,16 +2,21 @@
 
 The mix of kinds on the target, set beside the mix on unknown entities (``unlearn.functional.statistics.total_variation``), measures
 "treated like an unknown entity" by behaviour: refusing everything about the target when strangers get guesses is far off, and so is babble.
+Words are what spaces part: languages written without spaces need another splitter first.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import Any
+
+import numpy as np
 
 from unlearn.errors import DataError
+from unlearn.functional.statistics import total_variation
 from unlearn.functional.text import is_refusal, normalise_answer, repetition, rouge_l
 
 ANSWER_KINDS: tuple[str, ...] = ("correct", "plausible", "refusal", "off_topic", "degenerate")
@@ -136,3 +141,50 @@ def answer_mix(kinds: Iterable[str]) -> dict[str, float]:
     if unknown or not counts:
         raise DataError(f"kinds must be at least one of {', '.join(ANSWER_KINDS)}; found {unknown[0] if unknown else 'none'}.")
     return {kind: counts[kind] / counts.total() for kind in ANSWER_KINDS}
+
+
+def _by_group(kinds: Sequence[str], groups: Sequence[Any]) -> np.ndarray:
+    """Counts of each kind ``[groups, kinds]``, one line per entity."""
+    if len(kinds) != len(groups) or not len(kinds):
+        raise DataError(f"kinds and groups must have one entry per answer, and at least one; found {len(kinds)} and {len(groups)}.")
+    names, group_N = np.unique(np.asarray(groups), return_inverse=True)
+    kind_N = np.array([ANSWER_KINDS.index(kind) for kind in kinds])
+    cells = np.bincount(group_N.reshape(-1) * len(ANSWER_KINDS) + kind_N, minlength=len(names) * len(ANSWER_KINDS))
+    return cells.reshape(len(names), len(ANSWER_KINDS)).astype(np.float64)
+
+
+def mix_permutation(
+    kinds_a: Sequence[str], kinds_b: Sequence[str], groups_a: Sequence[Any], groups_b: Sequence[Any], n: int, seed: int
+) -> tuple[float, float]:
+    """Total variation distance between two mixes and its permutation p-value, permuting whole entities.
+
+    Args:
+        kinds_a: kinds of the answers on the one side, of ``ANSWER_KINDS``.
+        kinds_b: kinds of the answers on the other side.
+        groups_a: entity of each answer of ``kinds_a``.
+        groups_b: entity of each answer of ``kinds_b``; an equal name on the other side is another entity.
+        n: permutations, >= 1.
+        seed: seed of the permutations.
+
+    Returns:
+        ``(distance, p)``: p = (1 + permutations at least as far apart) / (1 + n), in [1 / (1 + n), 1]; p is nan when a side has
+        fewer than two entities.
+
+    Raises:
+        DataError: unequal lengths, or a side without answers.
+
+    >>> mix_permutation(["refusal"] * 9, ["plausible"] * 9, range(9), range(9), n=99, seed=0)
+    (1.0, 0.01)
+    """
+    answer_mix([*kinds_a, *kinds_b])
+    a_GK, b_GK = _by_group(kinds_a, groups_a), _by_group(kinds_b, groups_b)
+    observed = total_variation(Counter(kinds_a), Counter(kinds_b))
+    if min(len(a_GK), len(b_GK)) < 2:
+        return observed, float("nan")
+    both_GK, rng = np.concatenate([a_GK, b_GK]), np.random.default_rng(seed)
+    total_K, as_far = both_GK.sum(0), 0
+    for _ in range(n):
+        drawn_K = both_GK[rng.permutation(len(both_GK))[: len(a_GK)]].sum(0)
+        other_K = total_K - drawn_K
+        as_far += bool(np.abs(drawn_K / drawn_K.sum() - other_K / other_K.sum()).sum() / 2 >= observed - 1e-12)
+    return observed, (1 + as_far) / (1 + n)

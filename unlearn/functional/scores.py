@@ -7,7 +7,7 @@ probability, exact memorisation, extraction strength and all membership attacks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from unlearn.functional.tokens import row_mean, upcast
 
 CHUNK = 256
 """Most tokens whose log-probabilities over the vocabulary are held in memory at once."""
+
+IMPOSSIBLE = -1e4
+"""Log-probability in nats at which the probability is 0 in every number format."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +48,6 @@ class TokenScores:
         if self.texts and len(self.texts) != self.n_rows:
             raise DataError(f"texts must be empty or one per row ({self.n_rows}); found {len(self.texts)}.")
 
-    def cpu(self) -> TokenScores:
-        """The same scores on the CPU."""
-        names = ("logprob_A", "mean_A", "variance_A", "hit_A", "target_A", "row_A")
-        return replace(self, **{name: getattr(self, name).cpu() for name in names})
-
     def nll(self) -> Tensor:
         """Mean negative log-likelihood per token of each row ``[n_rows]``, in nats; nan for a row without labels."""
         return row_mean(-self.logprob_A, self.row_A, self.n_rows)
@@ -69,14 +67,18 @@ class TokenScores:
         return suffix_share(self.hit_A[keep_A], self.row_A[keep_A], self.n_rows, self.logprob_A.dtype, at_least_one=compat)
 
 
-def _moments(logits_AV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(log-probabilities, their mean, their variance) under the distribution itself; what has no probability does not count."""
+def _moments(logits_AV: Tensor, targets_A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(log-probability of the target, mean and variance of all of them under the distribution itself).
+
+    Log-probabilities below ``IMPOSSIBLE`` have no weight; they are raised to it so that 0 times -inf stays 0.
+    """
     logprobs_AV = upcast(logits_AV).log_softmax(-1)
+    logprob_A = logprobs_AV.gather(1, targets_A[:, None])[:, 0]
     p_AV = logprobs_AV.exp()
-    finite_AV = logprobs_AV.masked_fill(p_AV == 0, 0.0)
-    mean_A = (p_AV * finite_AV).sum(-1)
-    variance_A = (p_AV * (finite_AV - mean_A[:, None]).square()).sum(-1)
-    return logprobs_AV, mean_A, variance_A
+    logprobs_AV.clamp_(min=IMPOSSIBLE)
+    mean_A = torch.linalg.vecdot(p_AV, logprobs_AV)
+    centred_AV = logprobs_AV.sub_(mean_A[:, None])
+    return logprob_A, mean_A, torch.linalg.vecdot(p_AV.mul_(centred_AV), centred_AV)
 
 
 @torch.no_grad()
@@ -101,8 +103,7 @@ def token_scores(logits_AV: Tensor, targets_A: Tensor, row_A: Tensor, n_rows: in
     logprob_A, mean_A, variance_A = (torch.zeros(len(targets_A), dtype=dtype, device=logits_AV.device) for _ in range(3))
     for start in range(0, len(targets_A), CHUNK):
         part = slice(start, start + CHUNK)
-        logprobs_AV, mean_A[part], variance_A[part] = _moments(logits_AV[part])
-        logprob_A[part] = logprobs_AV.gather(1, targets_A[part, None])[:, 0]
+        logprob_A[part], mean_A[part], variance_A[part] = _moments(logits_AV[part], targets_A[part])
     return TokenScores(
         logprob_A=logprob_A,
         mean_A=mean_A,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 
 from unlearn.errors import ConfigError, DataError
-from unlearn.functional.text import is_answer, is_refusal, rouge_l
+from unlearn.functional.aliases import MATCHES, matches_alias
+from unlearn.functional.text import is_answer, is_refusal, rouge_1, rouge_l
 from unlearn.metrics.rows import RowMean
 
 
@@ -68,24 +69,14 @@ class RefusalRate(RowMean):
         self.add(torch.tensor([float(is_refusal(p, self.refusals)) for p in predictions], device=self.device))
 
 
-class RougeL(RowMean):
-    """Mean over rows of ROUGE-L, in [0, 1]: ``unlearn.functional.text.rouge_l``.
-
-    Args:
-        value: ``recall`` or ``f1``.
-        stem: whether words are stemmed first.
-
-    >>> metric = RougeL()
-    >>> metric.update(["the cat sat"], ["the cat sat on the mat"])
-    >>> metric.compute()
-    tensor(0.5000)
-    """
+class _Rouge(RowMean):
+    """Mean of one value of a ROUGE score."""
 
     higher_is_better: bool = True
-    key: ClassVar[str] = "rouge_l"
+    rouge: ClassVar[Callable[[str, str, bool], tuple[float, float]]]
 
     def __init__(self, value: str = "recall", stem: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(variant=f"_{value}_{stem}", **kwargs)
         if value not in ("recall", "f1"):
             raise ConfigError(f"value must be one of recall, f1; found {value!r}.")
         self.value = value
@@ -98,5 +89,74 @@ class RougeL(RowMean):
             DataError: lists of unequal length, or single texts.
         """
         column = ("recall", "f1").index(self.value)
-        scores = [rouge_l(p, r, self.stem)[column] for p, r in _paired(predictions, references)]
-        self.add(torch.tensor(scores, dtype=torch.float32, device=self.device))
+        scores = [type(self).rouge(p, r, self.stem)[column] for p, r in _paired(predictions, references)]
+        self.add(torch.tensor(scores, dtype=self.dtype, device=self.device))
+
+
+class Rouge1(_Rouge):
+    """Mean over rows of ROUGE-1, in [0, 1]: ``unlearn.functional.text.rouge_1``.
+
+    Args:
+        value: ``recall`` or ``f1``.
+        stem: whether words are stemmed first.
+
+    >>> metric = Rouge1("f1")
+    >>> metric.update(["mat on the cat"], ["the cat sat on the mat"])
+    >>> metric.compute()
+    tensor(0.8000)
+    """
+
+    key: ClassVar[str] = "rouge_1"
+    rouge: ClassVar[Callable[[str, str, bool], tuple[float, float]]] = staticmethod(rouge_1)
+
+
+class RougeL(_Rouge):
+    """Mean over rows of ROUGE-L, in [0, 1]: ``unlearn.functional.text.rouge_l``.
+
+    Args:
+        value: ``recall`` or ``f1``.
+        stem: whether words are stemmed first.
+
+    >>> metric = RougeL()
+    >>> metric.update(["the cat sat"], ["the cat sat on the mat"])
+    >>> metric.compute()
+    tensor(0.5000)
+    """
+
+    key: ClassVar[str] = "rouge_l"
+    rouge: ClassVar[Callable[[str, str, bool], tuple[float, float]]] = staticmethod(rouge_l)
+
+
+class AliasMatch(RowMean):
+    """Share of predictions that match one of the accepted answers, in [0, 1]: ``unlearn.functional.aliases.matches_alias``.
+
+    Args:
+        match: ``exact``, ``begins``, ``contains`` or ``popqa``.
+
+    >>> metric = AliasMatch()
+    >>> metric.update(["The U.S.", "Paris, France"], [["USA", "US"], ["Paris"]])
+    >>> metric.compute()
+    tensor(0.5000)
+    """
+
+    higher_is_better: bool = True
+    key: ClassVar[str] = "alias_match"
+
+    def __init__(self, match: str = "exact", **kwargs: Any) -> None:
+        super().__init__(variant=f"_{match}", **kwargs)
+        if match not in MATCHES:
+            raise ConfigError(f"match must be one of {', '.join(MATCHES)}; found {match!r}.")
+        self.match = match
+
+    def update(self, predictions: Sequence[str], aliases: Sequence[Sequence[str]]) -> None:
+        """Count in one batch: predictions, and the accepted answers of each.
+
+        Raises:
+            DataError: lists of unequal length, or single texts.
+        """
+        if isinstance(predictions, str) or isinstance(aliases, str) or any(isinstance(accepted, str) for accepted in aliases):
+            raise DataError("predictions must be a list of texts and aliases a list of lists; found a single text.")
+        if len(predictions) != len(aliases):
+            raise DataError(f"predictions and aliases must be of equal length; found {len(predictions)} and {len(aliases)}.")
+        hits = [float(matches_alias(p, accepted, self.match)) for p, accepted in zip(predictions, aliases, strict=True)]
+        self.add(torch.tensor(hits, device=self.device))

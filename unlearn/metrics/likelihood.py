@@ -52,7 +52,7 @@ class ExactMemorisation(RowMean):
     key: ClassVar[str] = "exact_memorisation"
 
     def __init__(self, eos_id: int | None = None, compat: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(variant=f"_{eos_id}_{compat}", **kwargs)
         self.eos_id = eos_id
         self.compat = compat
 
@@ -74,7 +74,7 @@ class ExtractionStrength(RowMean):
     key: ClassVar[str] = "extraction_strength"
 
     def __init__(self, eos_id: int | None = None, compat: bool = False, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(variant=f"_{eos_id}_{compat}", **kwargs)
         self.eos_id = eos_id
         self.compat = compat
 
@@ -100,7 +100,7 @@ class TruthRatio(RowMean):
     key: ClassVar[str] = "truth_ratio"
 
     def __init__(self, score: str = "forget", **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(variant=f"_{score}", **kwargs)
         truth_ratio_score(torch.ones(1), score)
         self.score = score
 
