@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlearn.config.schema import ModelConfig, RunConfig, TrainableConfig
+from unlearn.config.schema import ModelConfig, RunConfig, SAEConfig, TrainableConfig
 from unlearn.errors import ConfigError
 from unlearn.registry import find
 from unlearn.types import TokenBatch
@@ -90,6 +90,7 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
     from unlearn.data.swap import matched_rows
     from unlearn.data.tokenize import batches
     from unlearn.evaluation.latent import GROUPS, LatentMeter, LatentRows
+    from unlearn.evaluation.places import PlaceMeter, places
     from unlearn.evaluation.suite import Suite
     from unlearn.latents.banks import build_banks
     from unlearn.latents.selection import select_latents
@@ -194,6 +195,11 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
         data=data, generic=datamodule.generic, reader=reader, meter=meter, selection=selection,
         reference=reference, config=config.evaluation, layer=layer, seed=config.seed,
     )  # fmt: skip
+    if config.evaluation.places:
+        with stage("recognition of the original model"):
+            heldout = load_heldout(config, sae, assets.heldout_sae if assets else None, device)
+            suite.places = PlaceMeter(groups, places(layer, n_blocks, sae, heldout), config.evaluation, reader.pad_id, config.seed)
+            suite.places.remember(lm, cache / "places" / f"{_key(frozen, data.fingerprint, heldout is None)}.safetensors")
     if config.evaluation.depth:
         suite.original = lambda: load_lm(config.model, assets.model if assets else None)[0].to(device)
         suite.gold_model = load_gold
@@ -249,6 +255,16 @@ def gold_loader(config: RunConfig, gold: str, assets: Assets | None, device: tor
         )
     named = replace(config.model, path=None if gold == "source" else gold, revision=None, tokenizer=None)
     return lambda: load_lm(named, place)[0].to(device)
+
+
+def load_heldout(config: RunConfig, sae: FrozenSAE, default: Path | None, device: torch.device) -> FrozenSAE | None:
+    """The second SAE, for measurement only; None where there is none."""
+    from unlearn.models.sae import load_sae
+
+    place = config.sae.heldout_path or default
+    if place is None:
+        return None
+    return load_sae(SAEConfig(path=str(place)), None).to(device)
 
 
 def check_routed(method_class: type[Method], config: RunConfig) -> None:

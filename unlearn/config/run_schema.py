@@ -142,6 +142,8 @@ class EvaluationConfig:
     """prompts whose answers are kept before and after, >= 0"""
     gold: str | None = None
     """model that never saw the forget entities: `source` (the one the data source brings along), a directory or a hub id; null for none"""
+    places: bool = False
+    """whether recognition is also tested at other blocks, at the answer, in SAE latents and in a second SAE"""
     depth: bool = False
     """whether the depth of forgetting is measured at the end (activation patching); loads the original model once more"""
     collapse_perplexity: float = 1.5

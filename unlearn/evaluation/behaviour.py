@@ -32,7 +32,7 @@ def behaviour(data: EntityData, texts: Mapping[str, Sequence[str]], permutations
     """Kinds of answers about the target (in other words, where there are such rows) beside those about unknown entities.
 
     ``forget/answers_<kind>``, ``unknown/answers_<kind>``: shares in [0, 1]; ``forget/answer_mix_distance``: their total variation
-    distance in [0, 1], with ``forget/answer_mix_p_value`` (permuting entities). Empty where the source has no unknown entities to ask about.
+    distance in [0, 1], with ``forget/answer_mix_p_value`` (permuting entities). Empty where the source has none to ask about.
 
     Args:
         data: rows; the values of an attribute are those that any of them gives.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from unlearn.data.reader import Reader
     from unlearn.data.tokenize import TokenRow
     from unlearn.evaluation.latent import LatentMeter
+    from unlearn.evaluation.places import PlaceMeter
     from unlearn.latents.selection import Selection
     from unlearn.models.reference import ReferenceStore
     from unlearn.types import EntityData
@@ -58,6 +59,7 @@ class Suite:
     config: EvaluationConfig
     layer: int
     seed: int
+    places: PlaceMeter | None = None
     base: Measurement | None = None
     gold: Measurement | None = None
     original: Callable[[], PreTrainedModel] | None = None
@@ -91,6 +93,8 @@ class Suite:
                 results |= membership(kept)
         results |= behaviour(self.data, texts, self.config.permutations, self.seed) | utility(results)
         announce("recognition")
+        if self.places is not None:
+            results |= self.places.measure(lm)
         results |= self.meter.full(lm)
         announce("generic text")
         results |= self.collapse(lm) | free_text(lm, self.generic, self.reader)

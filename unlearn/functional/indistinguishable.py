@@ -1,0 +1,168 @@
+"""Are these activations those of unknown entities? Tests of one group of entities against another, each with an interval over entities.
+
+Rows of one entity belong together (its templates are no independent draws): folds, permutations and resamples take whole entities.
+numpy in, numbers out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import ks_2samp, kstwobign
+from sklearn import config_context
+from sklearn.covariance import LedoitWolf
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.preprocessing import StandardScaler
+
+from unlearn.functional.mmd import gaussian_kernel
+from unlearn.functional.statistics import PENALTY, benjamini_hochberg
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+LEVEL = 0.05
+"""False discovery rate at which a latent counts as a finding."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows of one side: ``x_NS`` [N, S], and the entity of each row."""
+
+    x_NS: Array
+    groups_N: Array
+
+    def means(self) -> Array:
+        """Mean of each entity's rows, [G, S]: independent draws where entities are."""
+        index_N = np.unique(self.groups_N, return_inverse=True)[1].reshape(-1)
+        sums_GS = np.zeros((index_N.max() + 1, self.x_NS.shape[1]))
+        np.add.at(sums_GS, index_N, self.x_NS)
+        return sums_GS / np.bincount(index_N)[:, None]
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float]:
+    low, high = np.quantile(np.asarray(values), [0.025, 0.975]) if len(values) else (np.nan, np.nan)
+    return float(low), float(high)
+
+
+def auc_interval(target: Sample, other: Sample, n: int, seed: int) -> tuple[float, float]:
+    """95 % out-of-bag bootstrap interval of the C2ST area, in [0, 1].
+
+    Each of ``n`` resamples of entities fits the probe of ``c2st_auc`` and is scored on the entities it left out, so the interval holds
+    what the choice of entities does to the fit as well as to the score; an interval from fixed scores is too narrow by a fifth.
+    nan without resamples, for a side of fewer than two entities and for values that are not finite.
+    """
+    x = np.concatenate([target.x_NS, other.x_NS])
+    y = np.concatenate([np.ones(len(target.x_NS), dtype=int), np.zeros(len(other.x_NS), dtype=int)])
+    names = np.unique(target.groups_N), np.unique(other.groups_N)
+    if not n or min(map(len, names)) < 2 or not np.isfinite(x).all():
+        return float("nan"), float("nan")
+    entity = np.concatenate([np.searchsorted(names[0], target.groups_N), len(names[0]) + np.searchsorted(names[1], other.groups_N)])
+    places = [np.flatnonzero(entity == g) for g in range(len(names[0]) + len(names[1]))]
+    sides = np.arange(len(names[0])), np.arange(len(names[0]), len(places))
+    areas: list[float] = []
+    x, rng = StandardScaler().fit_transform(x), np.random.default_rng(seed)
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        while len(areas) < n:
+            drawn = [rng.choice(side, size=len(side)) for side in sides]
+            left = [np.setdiff1d(side, d) for side, d in zip(sides, drawn, strict=True)]
+            if not all(map(len, left)):
+                continue
+            fitted = np.concatenate([places[g] for g in np.concatenate(drawn)])
+            out = np.concatenate([places[g] for g in np.concatenate(left)])
+            probe = LogisticRegression(C=PENALTY, max_iter=2000).fit(x[fitted], y[fitted])
+            areas.append(roc_auc_score(y[out], probe.decision_function(x[out])))
+    return _interval(areas)
+
+
+def ks_statistics(a_GS: Array, b_HS: Array) -> Array:
+    """Two-sample Kolmogorov-Smirnov statistic of every column, [S], in [0, 1].
+
+    >>> ks_statistics(np.array([[0.0, 0.0], [1.0, 1.0]]), np.array([[0.0, 2.0], [1.0, 3.0]]))
+    array([0., 1.])
+    """
+    both = np.concatenate([a_GS, b_HS])
+    order = both.argsort(axis=0)
+    weight = np.repeat([1 / len(a_GS), -1 / len(b_HS)], [len(a_GS), len(b_HS)])
+    apart = np.abs(weight[order].cumsum(0))
+    ordered = np.take_along_axis(both, order, axis=0)
+    apart[:-1][ordered[1:] == ordered[:-1]] = 0.0  # between equal values neither distribution function has stepped
+    found: Array = apart.max(0)
+    return found
+
+
+def ks_findings(target: Sample, other: Sample, level: float = LEVEL) -> tuple[float, float]:
+    """(share of features that differ, mean statistic): Kolmogorov-Smirnov on entity means, Benjamini-Hochberg over the features.
+
+    Features that are constant over both sides cannot differ and are left out.
+    """
+    a, b = target.means(), other.means()
+    moves = np.ptp(np.concatenate([a, b]), axis=0) > 0
+    if not moves.any():
+        return 0.0, 0.0
+    tests = [ks_2samp(a[:, s], b[:, s]) for s in np.flatnonzero(moves)]
+    adjusted = benjamini_hochberg([test.pvalue for test in tests])
+    return float((adjusted <= level).mean()), float(np.mean([test.statistic for test in tests]))
+
+
+def ks_interval(target: Sample, other: Sample, n: int, seed: int, level: float = LEVEL) -> tuple[float, float]:
+    """95 % bootstrap interval over entities of the share of features that differ (Kolmogorov's limiting p-values)."""
+    a, b = target.means(), other.means()
+    moves = np.ptp(np.concatenate([a, b]), axis=0) > 0
+    if not moves.any() or not n:
+        return (0.0, 0.0) if n else (float("nan"), float("nan"))
+    a, b = a[:, moves], b[:, moves]
+    scale = np.sqrt(len(a) * len(b) / (len(a) + len(b)))
+    rng, shares = np.random.default_rng(seed), []
+    for _ in range(n):
+        statistics_S = ks_statistics(a[rng.integers(len(a), size=len(a))], b[rng.integers(len(b), size=len(b))])
+        shares.append(float((benjamini_hochberg(kstwobign.sf(scale * statistics_S)) <= level).mean()))
+    return _interval(shares)
+
+
+def mahalanobis_percentiles(target: Sample, other: Sample, seed: int) -> Array:
+    """Where each target entity lies among the other entities by Mahalanobis distance from their mean, [G], in [0, 1]; uniform if alike.
+
+    Mean and covariance (Ledoit-Wolf) are fitted on one half of the others' entity means, the distances of the other half are what the
+    targets' are ranked among; both halves take turns.
+    """
+    a, b = target.means(), other.means()
+    if len(b) < 4:
+        return np.full(len(a), np.nan)
+    order = np.random.default_rng(seed).permutation(len(b))
+    halves = order[: len(b) // 2], order[len(b) // 2 :]
+    ranks = []
+    for fitted, ranked in (halves, halves[::-1]):
+        scaler = StandardScaler().fit(b[fitted])
+        cloud = LedoitWolf().fit(scaler.transform(b[fitted]))
+        among = np.sort(cloud.mahalanobis(scaler.transform(b[ranked])))
+        ranks.append((np.searchsorted(among, cloud.mahalanobis(scaler.transform(a))) + 0.5) / (len(among) + 1))
+    found: Array = np.mean(ranks, axis=0)
+    return found
+
+
+def mmd_interval(target: Sample, other: Sample, n: int, seed: int) -> tuple[float, float]:
+    """95 % bootstrap interval over entities of the squared maximum mean discrepancy (biased estimate, features standardised over both).
+
+    An entity that is drawn twice is nearer to itself than any other could be, so the interval lies a little high.
+    """
+    both = np.concatenate([target.x_NS, other.x_NS])
+    if not n or not np.isfinite(both).all():
+        return float("nan"), float("nan")
+    scaled = torch.from_numpy(StandardScaler().fit_transform(both.astype(np.float64)))
+    names = np.unique(target.groups_N), np.unique(other.groups_N)
+    entity = np.concatenate([np.searchsorted(names[0], target.groups_N), len(names[0]) + np.searchsorted(names[1], other.groups_N)])
+    member = np.zeros((len(names[0]) + len(names[1]), len(entity)))
+    member[entity, np.arange(len(entity))] = 1.0
+    kernel_GG, rows_G = member @ gaussian_kernel(scaled, scaled).numpy() @ member.T, member.sum(1)
+    rng, values = np.random.default_rng(seed), []
+    for _ in range(n):
+        a_G, b_G = np.zeros(len(rows_G)), np.zeros(len(rows_G))
+        np.add.at(a_G, rng.integers(len(names[0]), size=len(names[0])), 1.0)
+        np.add.at(b_G, len(names[0]) + rng.integers(len(names[1]), size=len(names[1])), 1.0)
+        a_G, b_G = a_G / (a_G @ rows_G), b_G / (b_G @ rows_G)
+        values.append(float(a_G @ kernel_GG @ a_G + b_G @ kernel_GG @ b_G - 2 * a_G @ kernel_GG @ b_G))
+    return _interval(values)
