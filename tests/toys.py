@@ -18,9 +18,11 @@ from unlearn.data.swap import matched_rows
 from unlearn.data.tokenize import TokenRow, batches, tokenize_rows
 from unlearn.evaluation.latent import GROUPS, LatentMeter, LatentRows
 from unlearn.evaluation.suite import Suite
+from unlearn.functional.tokens import token_mean, token_nll
 from unlearn.latents.banks import Banks, build_banks
 from unlearn.latents.selection import Selection, select_latents
 from unlearn.methods.base import Method, MethodContext
+from unlearn.models.forward import forward
 from unlearn.models.reference import ReferenceStore
 from unlearn.models.sae import FrozenSAE
 from unlearn.registry import find
@@ -176,8 +178,22 @@ def batched(module: UnlearningDataModule, tokens: list[TokenRow]) -> list[TokenB
     return [b for _, b in batches(tokens, 16, module.pad_id)]
 
 
-def toy(folder: Path, seed: int = 0) -> Toy:
-    """Build everything from a seed."""
+def teach(lm: Any, module: UnlearningDataModule, steps: int = 60) -> None:
+    """Train ``lm`` on the forget and retain rows until it knows them, so that there is something to forget."""
+    lm.requires_grad_(True)
+    optimizer = torch.optim.Adam(lm.parameters(), lr=5e-3)
+    taught = batched(module, [*module.streams["forget"], *module.streams["retain"]])
+    for _ in range(steps):
+        optimizer.zero_grad()
+        for batch in taught:
+            out = forward(lm, batch)
+            token_mean(token_nll(out.logits_AV, out.targets_A)).backward()
+        optimizer.step()
+    lm.requires_grad_(False)
+
+
+def toy(folder: Path, seed: int = 0, taught: bool = False) -> Toy:
+    """Build everything from a seed; with ``taught`` the model knows its forget and retain rows."""
     torch.manual_seed(seed)
     lm, tokenizer = tiny_llama(seed=seed), tiny_tokenizer()
     for p in lm.parameters():
@@ -185,6 +201,8 @@ def toy(folder: Path, seed: int = 0) -> Toy:
     data = toy_data()
     config = SourceConfig(source="jsonl", batch=BatchConfig(forget=4, retain=4, known=4, unknown=4))
     module = UnlearningDataModule(data, tokenizer, PromptFormat(), config, steps=5, seed=seed)
+    if taught:
+        teach(lm, module)
     sae = FrozenSAE(tiny_sae(32, 64, "topk", LAYER))
     streams = {s: batched(module, module.streams[s]) for s in STREAMS}
     strangers = PEOPLE["unknown"]

@@ -41,7 +41,7 @@ INTERVENTIONS = [name for name in ALL if entries("method")[name].facts.get("inte
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Toy:
-    return toy(tmp_path_factory.mktemp("toy"))
+    return toy(tmp_path_factory.mktemp("toy"), taught=True)
 
 
 def total(lm: Any, method: Method, batch: dict) -> torch.Tensor:
@@ -143,11 +143,12 @@ def test_a_short_run_raises_the_forget_loss_or_moves_the_representation(made: To
     lm, _ = made.trained(name)
     after, moved_BD = _measured(made, lm)
     moved = ((moved_BD - hidden_BD).norm(dim=1) / hidden_BD.norm(dim=1)).mean().item()
-    assert after > nll + 1e-3 or moved > 0.01
+    assert after > 1.01 * nll or moved > 0.01
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_forget_term_falls_in_training(made: Toy, name: str) -> None:
+def test_the_forget_term_falls_or_the_answers_get_less_likely(made: Toy, name: str) -> None:
+    """A term whose weights follow the model's own probabilities may rise while its gradient works: then the answers have to show it."""
     lm, method = made.ready(name)
     weights = [p for p in (*lm.parameters(), *method.parameters()) if p.requires_grad]
     optimizer = torch.optim.Adam(weights, lr=1e-3)
@@ -160,7 +161,7 @@ def test_the_forget_term_falls_in_training(made: Toy, name: str) -> None:
         out.total.backward()
         method.adjust_gradients(lm)
         optimizer.step()
-    assert seen[-1] < seen[0]
+    assert seen[-1] < seen[0] or _measured(made, lm)[0] > 1.01 * _measured(made, made.lm)[0]
 
 
 @pytest.mark.parametrize("name", LOSSES)

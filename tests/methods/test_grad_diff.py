@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 
+from tests.oracles.agree import agrees, side
 from tests.toys import Toy, toy
 from unlearn.errors import ConfigError
+from unlearn.functional.divergence import kl_divergence
+from unlearn.functional.tokens import answer_logits, token_mean, token_nll
 from unlearn.methods.grad_diff import GradDiffConfig, grad_diff_loss
 from unlearn.models.decoder import blocks_of
 
@@ -25,6 +28,19 @@ def stock(lm, batch):  # noqa: ANN001, ANN201
 def test_by_hand() -> None:
     loss = grad_diff_loss(torch.tensor([1.0, 3.0]), torch.tensor(0.5), forget_weight=2.0, retain_weight=4.0)
     assert loss.item() == -2.0 * 2.0 + 4.0 * 0.5
+
+
+@pytest.mark.parametrize("kind", ["GradAscent", "GradDiff_NLL", "GradDiff_KL"])
+def test_value_and_gradient_are_the_published_ones(kind: str) -> None:
+    forget, retain = side("forget"), side("holdout")
+    nll_A = token_nll(*answer_logits(forget.logits_BTV, forget.labels_BT)[:2])
+    terms = {
+        "GradAscent": token_mean(token_nll(*answer_logits(retain.logits_BTV, retain.labels_BT)[:2])),
+        "GradDiff_NLL": token_mean(token_nll(*answer_logits(retain.logits_BTV, retain.labels_BT)[:2])),
+        "GradDiff_KL": kl_divergence(retain.ref_BTV, retain.logits_BTV).mean(),
+    }
+    weight = 0.0 if kind == "GradAscent" else 1.0
+    agrees(kind, grad_diff_loss(nll_A, terms[kind], retain_weight=weight), forget, retain)
 
 
 def test_nll_is_the_difference_of_two_cross_entropies(made: Toy) -> None:

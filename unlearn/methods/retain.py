@@ -108,9 +108,25 @@ class RetainMethod(Method, ABC):
         unused = {"retain"} if isinstance(config, RetainConfig) and config.retain == "none" else set()
         return tuple(stream for stream in cls.streams if stream not in unused)
 
-    def held(self, lm: PreTrainedModel, batch: Mapping[str, TokenBatch], forget: Tensor, weight: float = 1.0) -> LossTerms:
-        """``weight * forget + retain_weight * retain``; terms ``forget`` and ``retain`` before weighting, no ``retain`` for none."""
+    def held(
+        self,
+        lm: PreTrainedModel,
+        batch: Mapping[str, TokenBatch],
+        loss: Tensor,
+        weight: float = 1.0,
+        terms: Mapping[str, Tensor] | None = None,
+    ) -> LossTerms:
+        """``weight * loss + retain_weight * retain``.
+
+        Args:
+            lm: the language model.
+            batch: the streams; of ``retain`` the rows are read here.
+            loss: the forgetting loss, a scalar.
+            weight: its weight.
+            terms: what to report of it; ``loss`` as ``forget`` where nothing is given. ``retain`` is added, before weighting.
+        """
+        named = dict(terms or {"forget": loss})
         if self.config.retain == "none":
-            return LossTerms(weight * forget, {"forget": forget})
-        retain = retain_term(lm, batch["retain"], self.context, self.config.retain)
-        return LossTerms(weight * forget + self.config.retain_weight * retain, {"forget": forget, "retain": retain})
+            return LossTerms(weight * loss, named)
+        named["retain"] = retain_term(lm, batch["retain"], self.context, self.config.retain)
+        return LossTerms(weight * loss + self.config.retain_weight * named["retain"], named)

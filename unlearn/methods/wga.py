@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from unlearn.config.checks import check
 from unlearn.functional.tokens import token_mean, token_nll
+from unlearn.methods.gradient_ascent import gradient_ascent_loss
 from unlearn.methods.retain import RetainMethod, TradeOffConfig
 from unlearn.models.forward import forward
 from unlearn.types import LossTerms, TokenBatch
@@ -65,7 +66,8 @@ class WGA(RetainMethod):
     config: WGAConfig
 
     def loss(self, lm: PreTrainedModel, batch: Mapping[str, TokenBatch]) -> LossTerms:
-        """Terms: ``forget`` (minus the mean negative log-likelihood, unweighted), ``weighted`` (what is minimised), ``retain``."""
+        """Terms: ``forget`` (minus the mean negative log-likelihood), ``weighted`` (the loss, back at 0 once p is), ``retain``."""
         out = forward(lm, batch["forget"])
         nll_A = token_nll(out.logits_AV, out.targets_A)
-        return self.held(lm, batch, wga_loss(nll_A, self.config.beta), self.config.forget_weight)
+        loss = wga_loss(nll_A, self.config.beta)
+        return self.held(lm, batch, loss, self.config.forget_weight, {"forget": gradient_ascent_loss(nll_A), "weighted": loss})
