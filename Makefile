@@ -3,6 +3,8 @@ VENV   ?= .venv
 PYTHON ?= python3
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+JOBS   ?= 2
+TEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help install quickstart test test-fast lint types bench docs-check docs check clean
@@ -23,11 +25,11 @@ quickstart: $(READY)  ## forget ten entities of the embedded world with four met
 	$(BIN)/unlearn run configs/quickstart.yaml
 	$(BIN)/unlearn compare runs/quickstart --out runs/quickstart/report.html
 
-test: $(READY)  ## every test
-	$(BIN)/python -m pytest
+test: $(READY)  ## every test, in JOBS processes
+	$(TEST)
 
 test-fast: $(READY)  ## tests that take under three minutes together
-	$(BIN)/python -m pytest -m 'not slow'
+	$(TEST) -m 'not slow'
 
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -65,7 +65,7 @@ def test_a_run_leaves_measurements_results_samples_and_a_picture(tmp_path: Path)
         "train_cpu_seconds",
         "tokens_per_second",
         "peak_memory_mb",
-        "step_memory_mb",
+        "training_memory_mb",
     )
     assert set(cost.results()) == {f"cost/{name}" for name in names}
     assert cost.results()["cost/peak_memory_mb"] > 50

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import resource
 import statistics
 import sys
@@ -45,6 +48,13 @@ class PeakMemory:
         line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
         return int(line.split()[1]) / 1024
 
+    @staticmethod
+    def settle() -> None:
+        """Give freed memory back to the system, so that what is needed next can be seen."""
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # glibc only
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
     def start(self) -> None:
         """Begin a stretch."""
         if torch.cuda.is_available():
@@ -54,15 +64,15 @@ class PeakMemory:
         self._set_back()
         self.before = self._resident("VmRSS")
 
-    def stop(self) -> tuple[float, float]:
-        """(peak since ``start``, how far it lies above what was there at ``start``), both in MiB."""
+    def stop(self) -> float:
+        """Peak since ``start`` in MiB."""
         if torch.cuda.is_available():
             peak = torch.cuda.max_memory_allocated() / MIB
         elif STATUS.exists():
             peak = self._resident("VmHWM")
         else:
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (MIB if sys.platform == "darwin" else 1024)
-        return peak, max(0.0, peak - self.before)
+        return peak
 
 
 class Cost(Callback):
@@ -70,17 +80,24 @@ class Cost(Callback):
 
     Keys: ``cost/step_seconds`` (median wall time of a micro-batch), ``cost/step_cpu_seconds`` (median, all threads of this process),
     ``cost/train_seconds`` and ``cost/train_cpu_seconds`` (sums), ``cost/tokens_per_second``, ``cost/peak_memory_mb`` (highest memory during
-    a step), ``cost/step_memory_mb`` (median of what a step needs on top of what was there when it began).
+    a step), ``cost/training_memory_mb`` (how far that lies above what was there before the first step: activations, gradients and the
+    optimiser's state).
     """
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
         self.cpu_seconds: list[float] = []
         self.peaks: list[float] = []
-        self.extra: list[float] = []
+        self.idle = 0.0
         self.tokens = 0
         self.memory = PeakMemory()
         self.started = self.cpu_started = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """See what is in memory before the first step."""
+        self.memory.settle()
+        self.memory.start()
+        self.idle = self.memory.before
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Mapping[str, TokenBatch], batch_idx: int) -> None:
         """Start the clocks."""
@@ -91,9 +108,7 @@ class Cost(Callback):
         """Stop them."""
         self.seconds.append(time.perf_counter() - self.started)
         self.cpu_seconds.append(time.process_time() - self.cpu_started)
-        peak, extra = self.memory.stop()
-        self.peaks.append(peak)
-        self.extra.append(extra)
+        self.peaks.append(self.memory.stop())
         self.tokens += sum(int(b.attention_mask_BT.sum()) for b in batch.values())
 
     def results(self) -> dict[str, float]:
@@ -108,5 +123,5 @@ class Cost(Callback):
             "cost/train_cpu_seconds": sum(self.cpu_seconds),
             "cost/tokens_per_second": self.tokens / total,
             "cost/peak_memory_mb": max(self.peaks),
-            "cost/step_memory_mb": statistics.median(self.extra),
+            "cost/training_memory_mb": max(0.0, max(self.peaks) - self.idle),
         }

@@ -30,7 +30,7 @@ SHOWN: Mapping[str, tuple[str, str]] = {
     "latent/c2st_auc": ("C2ST", ".2f"),
     "collapse/flag": ("collapsed", ".2f"),
     "cost/train_cpu_seconds": ("CPU s", ".0f"),
-    "cost/step_memory_mb": ("MB/step", ".0f"),
+    "cost/training_memory_mb": ("MB", ".0f"),
 }
 """Result key -> heading and format of the columns that a summary prints."""
 
