@@ -180,3 +180,26 @@ def test_prompts_of_similar_length_share_a_batch():
     lm.model.register_forward_pre_hook(lambda m, args, kwargs: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True)
     generate(lm, tokenizer, [[BOS] * n for n in (9, 2, 8, 3)], 1, batch_size=2)
     assert widths == [3, 9]
+
+
+def test_sampling_repeats_for_a_seed_and_leaves_the_global_random_state_alone():
+    lm, tokenizer = tiny_llama(), tiny_tokenizer()
+    prompts = [[BOS, 5, 6, 7], [BOS, 9]]
+    state = torch.get_rng_state()
+    first = generate(lm, tokenizer, prompts, 12, temperature=1.0, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first == generate(lm, tokenizer, prompts, 12, temperature=1.0, seed=3)
+    assert first != generate(lm, tokenizer, prompts, 12, temperature=1.0, seed=4)
+
+
+def test_sampling_draws_from_the_whole_distribution_and_a_low_temperature_is_greedy():
+    lm, tokenizer = tiny_llama(), tiny_tokenizer()
+    prompt = [BOS, 5, 6, 7]
+    with torch.no_grad():
+        expected = lm(input_ids=torch.tensor([prompt])).logits[0, -1].softmax(-1)
+    drawn = generate(lm, tokenizer, [prompt] * 4000, 1, batch_size=4000, temperature=1.0)
+    counts = torch.bincount(torch.tensor([new[0] for new in drawn if new]), minlength=len(expected)) / 4000
+    likely = expected.topk(5).indices
+    assert (counts[likely] - expected[likely]).abs().max() < 4 * (0.25 / 4000) ** 0.5
+    assert (counts > 0).sum() > 60  # no cut to the most likely few
+    assert generate(lm, tokenizer, [prompt], 6, temperature=1e-4, seed=1) == generate(lm, tokenizer, [prompt], 6)
