@@ -232,7 +232,7 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
             "model_fingerprint": model_id,
             "sae_fingerprint": sae_id,
             "hook": {"layer": layer, "fvu": report.fvu, "l0": report.l0, "shares": report.shares},
-            "trained_parameters": trainable.n_parameters,
+            "trained_parameters": sum(p.numel() for p in (*lm.parameters(), *method.parameters()) if p.requires_grad),
             "parameters": trainable.n_total,
             "notes": dict(data.notes),
             "intervention": method.intervention,

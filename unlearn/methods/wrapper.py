@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from unlearn.errors import ConfigError
 from unlearn.methods.base import Method, MethodContext
 from unlearn.methods.grad_diff import GradDiffConfig
 from unlearn.registry import find
+from unlearn.types import STREAMS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,15 +26,26 @@ class WrapperConfig(MethodConfig):
     """the method that is run inside: its name and its settings"""
 
 
+def inner_config(config: MethodConfig) -> MethodConfig:
+    """Settings of the method inside.
+
+    Raises:
+        TypeError: ``config`` is not that of a wrapper.
+    """
+    if not isinstance(config, WrapperConfig):
+        raise TypeError(f"a wrapper needs a WrapperConfig; got {type(config).__name__}")
+    return config.inner
+
+
 def inner_class(config: MethodConfig) -> type[Method]:
     """Class of ``config.inner``.
 
     Raises:
         ConfigError: it is a wrapper itself, or has no loss to run.
     """
-    inner: MethodConfig = config.inner  # type: ignore[attr-defined]
+    inner = inner_config(config)
     found: type[Method] = find("method", inner.name, "method.inner.name").load()
-    if found.wraps or not found.streams or not found.trains:
+    if found.wraps or not found.trains or not found.streams_of(inner):
         raise ConfigError(f"method.inner.name must be a method with a loss that is no wrapper itself; found {inner.name!r}.")
     return found
 
@@ -52,23 +65,35 @@ class Wrapper(Method, ABC):
     @classmethod
     def required(cls, config: MethodConfig) -> frozenset[str]:
         """What the inner method needs, and what the wrapper itself does."""
-        return cls.needs | inner_class(config).required(config.inner)  # type: ignore[attr-defined]
+        return cls.needs | inner_class(config).required(inner_config(config))
+
+    @classmethod
+    def takes_routed(cls, config: MethodConfig) -> bool:
+        """Whether the inner method does, and the wrapper itself."""
+        own = cls.routed or not cls.needs & {"sae", "banks"}
+        return own and inner_class(config).takes_routed(inner_config(config))
 
     @classmethod
     def streams_of(cls, config: MethodConfig) -> tuple[str, ...]:
-        """Streams of the inner method and of the wrapper."""
-        return tuple(dict.fromkeys((*inner_class(config).streams_of(config.inner), *cls.streams)))  # type: ignore[attr-defined]
+        """Streams of the inner method and of the wrapper, in the order of ``STREAMS``."""
+        return cls.with_inner_streams(config, cls.streams)
+
+    @classmethod
+    def with_inner_streams(cls, config: MethodConfig, own: Sequence[str]) -> tuple[str, ...]:
+        """Streams of the inner method and ``own``, in the order of ``STREAMS``; for wrappers whose own streams are a setting."""
+        used = {*inner_class(config).streams_of(inner_config(config)), *own}
+        return tuple(stream for stream in STREAMS if stream in used)
 
     @classmethod
     def reference_streams_of(cls, config: MethodConfig) -> tuple[str, ...]:
         """Those of the inner method and of the wrapper."""
-        inner = inner_class(config).reference_streams_of(config.inner)  # type: ignore[attr-defined]
+        inner = inner_class(config).reference_streams_of(inner_config(config))
         return tuple(dict.fromkeys((*inner, *cls.reference_streams)))
 
     @classmethod
     def reference_layers(cls, config: MethodConfig, hook_layer: int, n_blocks: int) -> tuple[int, ...]:
         """Those of the inner method."""
-        return inner_class(config).reference_layers(config.inner, hook_layer, n_blocks)  # type: ignore[attr-defined]
+        return inner_class(config).reference_layers(inner_config(config), hook_layer, n_blocks)
 
     def trainable(self, n_blocks: int) -> TrainableConfig | None:
         """What the inner method trains."""
