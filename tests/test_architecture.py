@@ -37,7 +37,7 @@ LAYERS = (
     ("callbacks", "attacks"),
     ("launch",),
     ("assembly",),
-    ("restore",),
+    ("restore", "collect", "label"),
     ("run",),
     ("sweep",),
     ("cli",),
@@ -204,6 +204,11 @@ def test_every_shipped_configuration_loads(path):
     import yaml
 
     tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if "maker" in tree:
+        from unlearn.collect import collect_config
+
+        assert collect_config(tree["maker"]["name"], path).maker.name == tree["maker"]["name"]
+        return
     runs = load_study(path if {"name", "study"} & tree.keys() else [PRESET_BASE, path])
     assert runs
     assert len({run.name for run in runs}) == len(runs)

@@ -258,7 +258,10 @@ class TestList:
         assert "sources" not in done.out
 
     def test_an_unknown_kind(self, command):
-        assert command("list", "metods").err == "error: list must name one of methods, sources; found 'metods'. Did you mean 'methods'?\n"
+        assert (
+            command("list", "metods").err
+            == "error: list must name one of methods, sources, makers; found 'metods'. Did you mean 'methods'?\n"
+        )
 
 
 class TestConfig:

@@ -21,10 +21,11 @@ PACKAGE = Path(__file__).parent
 KINDS: Mapping[str, tuple[str, ...]] = {
     "method": ("methods/*.py",),
     "source": ("data/sources/*.py", "world/*.py"),
+    "maker": ("data/makers/*.py",),
 }
 """Where the plug-ins of each kind live, relative to the package."""
 
-BASES: Mapping[str, str] = {"method": "Method", "source": "Source"}
+BASES: Mapping[str, str] = {"method": "Method", "source": "Source", "maker": "Maker"}
 """A plug-in's class names this base, or another plug-in of its kind."""
 
 

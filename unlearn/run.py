@@ -153,7 +153,7 @@ def _fit(assembly: Assembly, tracker: Logger | None, checkpoint: Path | None) ->
     config, run = assembly.config, assembly.run
     every = config.evaluation.every
     module = assembly.module
-    if config.optim.steps and module.method.streams:
+    if config.optim.steps and module.method.streams_of(module.method.config):
         callbacks = [
             assembly.cost, NonFiniteGuard(run.checkpoints), assembly.latent, CollapseMonitor(assembly.suite, every), assembly.evaluation,
             checkpoints(run.checkpoints, config.trainer.checkpoint_every), GracefulStop(run.checkpoints),

@@ -106,15 +106,57 @@ def compare_command(
     compare(words, methods, seeds, out, gold)
 
 
+@app.command("evaluate")
+def evaluate_command(
+    model: Annotated[
+        str,
+        typer.Argument(metavar="DIR_OR_HUB_ID", help="A model's folder, a hub id, or the folder of a finished run.", show_default=False),
+    ],
+    words: Words = None,
+    benchmark: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A data source (`unlearn list sources`) or a key of the configuration's section `benchmarks`; may be repeated. "
+            "Left out: every key of that section, else the source of section `data` or of the run.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder of the results, one below it for each benchmark; evaluations/MODEL if left out.", show_default=False
+        ),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR_OR_HUB_ID", help="The model that this one was made from, to measure what has changed.", show_default=False
+        ),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Measure again what is there already.")] = False,
+) -> None:
+    """Measure any model, or a finished run, on data sources; nothing is trained.
+
+    Results have the keys of a run's. Answers, likelihood, membership, behaviour, utility, perplexity and repetition are measured of any
+    model; recognition with an SAE (keys sae.*, or a run's own); KL, drift and the verdict on collapse with --base (a run knows its
+    original model).
+
+    A benchmark that is finished is kept, so that the same command goes on after an interruption.
+    """
+    from unlearn.cli.evaluate import start
+
+    start(model, words or [], benchmark or [], out, base, force)
+
+
 @app.command("list")
 def list_command(
     kind: Annotated[
-        str | None, typer.Argument(metavar="[methods|sources]", help="What to list; everything if left out.", show_default=False)
+        str | None, typer.Argument(metavar="[methods|sources|makers]", help="What to list; everything if left out.", show_default=False)
     ] = None,
     readme: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables into a README instead.")] = None,
     check: Annotated[bool, typer.Option("--check", help="With --readme: only say whether it is up to date.")] = False,
 ) -> None:
-    """Show the plug-ins: methods with their papers, data sources."""
+    """Show the plug-ins: methods with their papers, data sources, makers of forget sets."""
     if readme is not None:
         from unlearn.cli.readme import update
 
@@ -131,3 +173,47 @@ def doctor_command(words: Words = None) -> None:
     from unlearn.cli.doctor import examine
 
     raise typer.Exit(examine(words or []))
+
+
+@app.command("collect")
+def collect_command(
+    maker: Annotated[str, typer.Argument(metavar="MAKER", help="How: `unlearn list makers` shows them.", show_default=False)],
+    words: Words = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="JSON-lines file to write.")] = Path("rows.jsonl"),
+    entities: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="About whom; may be repeated, may be a file of names. Left out: the source's targets."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
+    help_config: Annotated[bool, typer.Option("--help-config", help="Explain every key of the maker.")] = False,
+) -> None:
+    """Have the model write the forget set itself: a file of rows that the jsonl source reads."""
+    from unlearn.cli import collect
+
+    if help_config:
+        collect.explain(maker)
+    else:
+        collect.start(maker, words or [], out, entities or [], force)
+
+
+@app.command("label")
+def label_command(
+    words: Words = None,
+    entities: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Facts to ask: JSON lines, PopQA's records or a Wikidata file. Left out: the source's."),
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Labels (JSON); an unfinished file is gone on with.")] = Path("labels.json"),
+    samples: Annotated[int, typer.Option(metavar="N", help="Answers drawn for each question.")] = 10,
+    hits: Annotated[int, typer.Option(metavar="N", help="Right answers among them that make an attribute known.")] = 3,
+    known: Annotated[int, typer.Option(metavar="N", help="Known attributes that make an entity known; none makes it unknown.")] = 2,
+    temperature: Annotated[float, typer.Option(metavar="X", help="Temperature of the answers.")] = 1.0,
+    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Longest answer in tokens.")] = 32,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that was made in another way.")] = False,
+) -> None:
+    """Ask the model which entities it knows, and keep the labels for a data source."""
+    from unlearn.cli import label
+    from unlearn.data.labels import Rule
+
+    rule = Rule(samples=samples, hits=hits, known=known, temperature=temperature, max_new_tokens=max_new_tokens)
+    label.start(words or [], entities, out, rule, force)

@@ -29,11 +29,20 @@ def sources_table() -> str:
     return "\n".join(lines)
 
 
+def makers_table() -> str:
+    """Markdown table of the makers of forget sets."""
+    lines = ["| maker | what it does | paper |", "|---|---|---|"]
+    for entry in entries("maker").values():
+        paper = str(entry.facts["paper"])
+        lines.append(f"| [`{entry.name}`]({_file(entry)}) | {entry.facts['summary']} | [{paper.rsplit('/', 1)[-1]}]({paper}) |")
+    return "\n".join(lines)
+
+
 def _file(entry: Entry) -> str:
     return entry.origin.rsplit(":", 1)[0]
 
 
-PARTS = {"methods": methods_table, "sources": sources_table}
+PARTS = {"methods": methods_table, "sources": sources_table, "makers": makers_table}
 
 
 def filled(text: str) -> str:

@@ -152,7 +152,7 @@ def test_bad_lines_are_reported_together(tmp_path):
         {"split": "generic"},
     ]
     path = tmp_path / "rows.jsonl"
-    fields = "question, answer, entity, split, attribute, template, paraphrased_answer, aliases, perturbed"
+    fields = "question, answer, entity, split, attribute, template, paraphrased_answer, aliases, perturbed, kind"
     splits = "forget, retain, known, unknown, forget_paraphrased, retain_unseen, unknown_heldout, generic"
     assert message(tmp_path, records + base()).splitlines() == [
         f"{path}:1 split must be one of {splits}; found 'forgot'. Did you mean 'forget'?",
@@ -162,6 +162,34 @@ def test_bad_lines_are_reported_together(tmp_path):
         f"{path}:5 aliases must be a list of texts; found 'x'.",
         f"{path}:6 template must be a text; found 3.",
         f"{path}:7 answer must be a text; found nothing.",
+    ]
+
+
+def test_sentences_and_texts(tmp_path):
+    records = [
+        *base(),
+        line("Orla Quill", "was born in Oslo.", "Orla Quill", "forget", kind="statement"),
+        {"answer": "The book is by Orla Quill.", "entity": "Orla Quill", "split": "forget", "kind": "text"},
+        {"answer": "It rained all day.", "split": "retain", "kind": "text"},
+        line("Once", "again", "Tomas Brandt", "retain", kind="statement"),
+    ]
+    data = load(tmp_path, records, unnamed_rows=True)
+    statement, text = data.streams["forget"][-2:]
+    assert (statement.kind, statement.prompt, statement.answer) == ("statement", "Orla Quill", "was born in Oslo.")
+    assert (text.kind, text.prompt, text.mentions) == ("text", "", ("Orla Quill",))
+    nobody = next(row for row in data.streams["retain"] if row.kind == "text")
+    assert (nobody.entity, nobody.mentions) == ("", ())
+    assert {row.kind for row in data.streams["unknown"]} == {"qa"}
+    wrong = [
+        line("Where?", "There", "Orla Quill", "forget", kind="statment"),
+        {"answer": "It rained.", "split": "forget", "kind": "text"},
+        {"answer": "It rained.", "split": "retain"},
+    ]
+    path = tmp_path / "rows.jsonl"
+    assert message(tmp_path, wrong).splitlines() == [
+        f"{path}:1 kind must be one of qa, statement, text; found 'statment'. Did you mean 'statement'?",
+        f"{path}:2 entity must be a text; found nothing.",
+        f"{path}:3 question must be a text; found nothing.",
     ]
 
 

@@ -24,7 +24,8 @@ SPLITS = ("forget", "retain", "known", "unknown", "forget_paraphrased", "retain_
 _UNKNOWN = ("unknown", "unknown_heldout")
 _TEXTS = ("attribute", "template", "paraphrased_answer")
 _LISTS = ("aliases", "perturbed")
-_FIELDS = ("question", "answer", "entity", "split", *_TEXTS, *_LISTS)
+_FIELDS = ("question", "answer", "entity", "split", *_TEXTS, *_LISTS, "kind")
+_KINDS = ("qa", "statement", "text")
 _UNKNOWN_IDS, _HELDOUT_IDS = 1_000_000_000, 2_000_000_000
 
 
@@ -77,10 +78,20 @@ Did you mean 'forget'?"
     split = record.get("split")
     if split not in SPLITS:
         return f"split must be one of {', '.join(SPLITS)}; found {split!r}.{did_you_mean(str(split), SPLITS)}"
-    if split == "generic":
-        return text_problem(record, "answer")
-    needed = ("question", "entity") if split in _UNKNOWN and "answer" not in record else ("question", "answer", "entity")
-    return text_problem(record, *needed) or _value_problem(record)
+    kind = record.get("kind", "qa")
+    if kind not in _KINDS:
+        return f"kind must be one of {', '.join(_KINDS)}; found {kind!r}.{did_you_mean(str(kind), _KINDS)}"
+    return text_problem(record, *_needed(record)) or ("" if split == "generic" else _value_problem(record))
+
+
+def _needed(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Fields that a line must have."""
+    split, text = record["split"], record.get("kind") == "text"
+    if split == "generic" or (text and split == "retain"):
+        return ("answer",)
+    if split in _UNKNOWN and "answer" not in record and not text:
+        return ("question", "entity")
+    return ("answer", "entity") if text else ("question", "answer", "entity")
 
 
 def _asked(rows: Iterable[Row]) -> tuple[Row, ...]:
@@ -106,7 +117,9 @@ class JsonlSource(Source):
     - ``unknown_heldout``: a share of the entities of the ``unknown`` lines, or further invented names.
     - ``forget_paraphrased``: nothing; the latent measurement then uses the forget questions themselves, and the notes say so.
 
-    ``generic`` lines hold a text as their ``answer``.
+    ``generic`` lines hold a text as their ``answer``. ``kind`` says how a line becomes text: ``qa`` (the default) puts the question through
+    the question format, ``statement`` takes it as the beginning of a sentence that the answer ends, and ``text`` has no question: the
+    answer is the whole text, which in ``retain`` may be about nobody.
     """
 
     name = "jsonl"
@@ -153,7 +166,8 @@ class JsonlSource(Source):
             entity=entity,
             prompt=question,
             answer=answer,
-            mentions=() if self.config.unnamed_rows and find_mention(question, answer, forms) is None else forms,
+            kind=record.get("kind", "qa"),
+            mentions=() if not entity or (self.config.unnamed_rows and find_mention(question, answer, forms) is None) else forms,
             attribute=record.get("attribute", ""),
             template=record.get("template", ""),
             paraphrased_answer=record.get("paraphrased_answer", ""),
@@ -184,6 +198,7 @@ class JsonlSource(Source):
         if given and not heldout:
             names = self._share(given, "unknown")
             return [row for row in given if row.entity not in names], [row for row in given if row.entity in names]
+        known = [row for row in known if row.kind == "qa"]
         if given or not known:
             return given, heldout
         groups = {row.entity: [w for other in known if other.entity == row.entity and (w := wording(other, row.entity))] for row in known}
