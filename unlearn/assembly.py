@@ -68,7 +68,8 @@ def stage(name: str) -> Iterator[Callable[[str], None]]:
         yield lambda part: status.update(f"{name}: {part} ...")
 
 
-def _key(*parts: object) -> str:
+def cache_key(*parts: object) -> str:
+    """Name of a cache entry, from everything that changes its content."""
     return hashlib.sha256(json.dumps([RECIPE, *map(str, parts)]).encode()).hexdigest()[:20]
 
 
@@ -158,7 +159,7 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
     sae_id = identity(
         config.sae.route or config.sae.path or (f"{config.sae.release}/{config.sae.sae_id}" if config.sae.release else assets.sae)
     )
-    frozen = _key(
+    frozen = cache_key(
         model_id, sae_id, data.fingerprint, source.prompt_format, config.model.dtype, layer, config.latents, config.data.max_length
     )
     with stage("hook point"):
@@ -168,10 +169,10 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
         else:
             report = measure_hook_point(lm, sae, sample, layer)
     with stage("activation banks"):
-        known, unknown = (on_device(_spread(datamodule.streams[s], config.latents.bank_rows)) for s in ("known", "unknown"))
+        known, unknown = (on_device(evenly(datamodule.streams[s], config.latents.bank_rows)) for s in ("known", "unknown"))
         strangers = [row.mentions[0] for row in data.streams["unknown"] if row.mentions]
         matched = on_device(reader.tokens(matched_rows(data.streams["forget"], strangers, config.latents.matched, config.seed)))
-        path = cache / "banks" / f"{_key(frozen, config.seed)}.safetensors"
+        path = cache / "banks" / f"{cache_key(frozen, config.seed)}.safetensors"
         banks = build_banks(lm, known, unknown, matched, sae, path)
         selection = select_latents(sae, banks, config.latents, config.seed)
 
@@ -181,7 +182,7 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
     with stage("reference"):
         rows = [*datamodule.generic, *(row for stream in streams.values() for row in stream)]
         layers = tuple(dict.fromkeys((*sae.layers, *method_class.reference_layers(config.method, layer, n_blocks))))
-        path = cache / "reference" / _key(frozen, sorted(streams), layers)
+        path = cache / "reference" / cache_key(frozen, sorted(streams), layers)
         reference = ReferenceStore.build(lm, on_device(rows), layers=layers, path=path)
     datamodule.active_streams = method_class.streams_of(config.method)
     context = MethodContext(
@@ -199,19 +200,19 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
         with stage("recognition of the original model"):
             heldout = load_heldout(config, sae, assets.heldout_sae if assets else None, device)
             suite.places = PlaceMeter(groups, places(layer, n_blocks, sae, heldout), config.evaluation, reader.pad_id, config.seed)
-            suite.places.remember(lm, cache / "places" / f"{_key(frozen, data.fingerprint, heldout is None)}.safetensors")
+            suite.places.remember(lm, cache / "places" / f"{cache_key(frozen, data.fingerprint, heldout is None)}.safetensors")
     if config.evaluation.depth:
         suite.original = lambda: load_lm(config.model, assets.model if assets else None)[0].to(device)
         suite.gold_model = load_gold
     latent = LatentDistance(meter, config.evaluation.every, run)
     latent.remember(lm)
     with stage("the original model") as announce:
-        measured = _key(frozen, config.evaluation, config.seed)
+        measured = cache_key(frozen, config.evaluation, config.seed)
         suite.measure_base(lm, cache / "base" / f"{measured}.json", announce)
     if load_gold is not None:
         with stage("the gold model") as announce:
             gold_id = identity(assets.gold if gold == "source" and assets is not None and assets.gold is not None else str(gold), None)
-            suite.measure_gold(load_gold, cache / "gold" / f"{_key(measured, gold_id)}.json", announce)
+            suite.measure_gold(load_gold, cache / "gold" / f"{cache_key(measured, gold_id)}.json", announce)
     lm, trainable = select_weights(lm, method, config.model)
     with stage("method"):
         method.setup(lm)
@@ -293,6 +294,6 @@ def select_weights(lm: Any, method: Method, config: ModelConfig) -> tuple[Any, T
     return select_trainable(lm, config, method.deepest_layer() if auto is None else auto)
 
 
-def _spread(rows: Sequence[TokenRow], most: int) -> list[TokenRow]:
+def evenly(rows: Sequence[TokenRow], most: int) -> list[TokenRow]:
     """At most ``most`` rows, evenly spread over the list."""
     return [rows[i * len(rows) // most] for i in range(most)] if len(rows) > most else list(rows)

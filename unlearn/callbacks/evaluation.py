@@ -39,6 +39,19 @@ def sample_rows(evaluation: Mapping[str, Sequence[Row]], n: int) -> list[tuple[s
     return picked
 
 
+def sample_answers(
+    evaluation: Mapping[str, Sequence[Row]], n: int, measured: Measurement, base: Measurement | None = None
+) -> list[dict[str, str]]:
+    """``n`` prompts {set, entity, prompt, reference, before, after}; without a base there is no ``before``."""
+    rows = []
+    for name, index in sample_rows(evaluation, n):
+        row = evaluation[name][index]
+        before = {} if base is None else {"before": base.texts[name][index]}
+        prompt = {"set": name, "entity": row.entity, "prompt": row.prompt, "reference": row.answer}
+        rows.append({**prompt, **before, "after": measured.texts[name][index]})
+    return rows
+
+
 class Evaluation(Callback):
     """Measures everything when training ends and writes ``results.json`` and ``samples.jsonl``.
 
@@ -63,14 +76,7 @@ class Evaluation(Callback):
         if base is None:
             raise ValueError("measure_base has to run before the evaluation")
         self.run.write_results(self.suite.final(measured))
-        evaluation = self.suite.data.evaluation
-        rows = []
-        for name, index in sample_rows(evaluation, self.samples):
-            row = evaluation[name][index]
-            before, after = base.texts[name][index], measured.texts[name][index]
-            rows.append(
-                {"set": name, "entity": row.entity, "prompt": row.prompt, "reference": row.answer, "before": before, "after": after}
-            )
+        rows = sample_answers(self.suite.data.evaluation, self.samples, measured, base)
         self.run.samples_path.unlink(missing_ok=True)
         self.run.append_samples(rows)
 

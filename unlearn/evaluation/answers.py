@@ -119,13 +119,18 @@ class _Wrong:
         }
 
 
+def _right(text: str, row: Row) -> bool:
+    """Whether a text gives the row's answer, or another one that is accepted."""
+    return any(is_answer(text, answer) for answer in (row.answer, *row.accepted_answers))
+
+
 def measure_answers(lm: PreTrainedModel, rows: Sequence[Row], reader: Reader) -> AnswerRecords:
     """Everything about one set: one generation pass feeds the text metrics, one teacher-forced pass the likelihood metrics.
 
-    ``accuracy``, ``refusal_rate``, ``rouge_1`` and ``rouge_l`` (recall), ``rouge_l_f1`` of greedy answers; ``probability``
-    (``exp(-mean NLL)`` of the reference answer: TOFU, arXiv 2401.06121, section 2.2.2), ``exact_memorisation``, ``extraction_strength``,
-    and, where rows carry wrong answers, ``truth_ratio``, ``option_probability`` (the right one's share of all) and ``choice_accuracy``
-    (whether it is the likeliest per token); all in [0, 1] but the truth ratio (>= 0).
+    ``accuracy`` (any accepted answer), ``refusal_rate``, ``rouge_1`` and ``rouge_l`` (recall), ``rouge_l_f1`` of greedy answers;
+    ``probability`` (``exp(-mean NLL)`` of the reference answer: TOFU, arXiv 2401.06121, section 2.2.2), ``exact_memorisation``,
+    ``extraction_strength``, and, where rows carry wrong answers, ``truth_ratio``, ``option_probability`` (the right one's share of all)
+    and ``choice_accuracy`` (whether it is the likeliest per token); all in [0, 1] but the truth ratio (>= 0).
     """
     texts = answer(lm, reader.tokens(rows), reader)
     wrong = _Wrong(rows)
@@ -134,7 +139,7 @@ def measure_answers(lm: PreTrainedModel, rows: Sequence[Row], reader: Reader) ->
     n = len(rows)
     overlap_1, overlap_l = (np.array([f(t, r.answer) for t, r in zip(texts, rows, strict=True)]) for f in (rouge_1, rouge_l))
     values = {
-        "accuracy": np.array([is_answer(t, r.answer) for t, r in zip(texts, rows, strict=True)], dtype=float),
+        "accuracy": np.array([_right(t, r) for t, r in zip(texts, rows, strict=True)], dtype=float),
         "refusal_rate": np.array([is_refusal(t, reader.refusals) for t in texts], dtype=float),
         "rouge_1": overlap_1[:, 0],
         "rouge_l": overlap_l[:, 0],

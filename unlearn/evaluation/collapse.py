@@ -42,31 +42,34 @@ def answer_entropy(texts: Sequence[str]) -> float:
 
 @torch.no_grad()
 def generic_text(
-    lm: PreTrainedModel, tokens: Sequence[TokenRow], reader: Reader, reference: ReferenceStore, layer: int
+    lm: PreTrainedModel, tokens: Sequence[TokenRow], reader: Reader, reference: ReferenceStore | None, layer: int | None
 ) -> dict[str, float]:
     """Perplexity and KL to the original model on generic text, and the relative drift of the hidden norm at block ``layer``.
 
     Keys: ``generic/perplexity`` (exp of nats per token), ``generic/kl_to_base`` (nats per token, KL(original || model)),
-    ``collapse/hidden_norm_drift`` (mean norm over original mean norm, minus 1).
+    ``collapse/hidden_norm_drift`` (mean norm over original mean norm, minus 1). Without a reference only the first; without texts none.
     """
     nll = kl = norm = base_norm = 0.0
     count = 0
     device = device_of(lm)
     for _, cpu_batch in batches(tokens, reader.batch_size, reader.pad_id):
         batch = type(cpu_batch)(*(t.to(device) for t in cpu_batch))
-        out = forward(lm, batch, layers=(layer,))
+        out = forward(lm, batch, layers=() if reference is None or layer is None else (layer,))
         nll += float(token_nll(out.logits_AV, out.targets_A).double().sum())
-        kl += float(kl_divergence(reference.logits(batch), out.logits_AV).double().sum())
         count += len(out.targets_A)
+        if reference is None or layer is None:
+            continue
+        kl += float(kl_divergence(reference.logits(batch), out.logits_AV).double().sum())
         mask = batch.attention_mask_BT.bool().clone()
         mask[:, 0] = False
         norm += float(out.hidden[layer][mask].float().norm(dim=-1).double().sum())
         base_norm += float(reference.hidden(batch, layer)[mask].float().norm(dim=-1).double().sum())
-    return {
-        "generic/perplexity": math.exp(min(700.0, nll / count)),
-        "generic/kl_to_base": kl / count,
-        "collapse/hidden_norm_drift": norm / base_norm - 1.0,
-    }
+    if not count:
+        return {}
+    found = {"generic/perplexity": math.exp(min(700.0, nll / count))}
+    if reference is None or layer is None:
+        return found
+    return found | {"generic/kl_to_base": kl / count, "collapse/hidden_norm_drift": norm / base_norm - 1.0}
 
 
 def free_text(lm: PreTrainedModel, tokens: Sequence[TokenRow], reader: Reader) -> dict[str, float]:
@@ -91,9 +94,10 @@ class Verdict:
 def verdict(results: Mapping[str, float], base: Mapping[str, float], config: EvaluationConfig) -> Verdict:
     """Compare a model with the original one; every limit that is passed gives one clause of the reason."""
     reasons = []
-    perplexity, before = results["generic/perplexity"], base["generic/perplexity"]
-    if not perplexity <= config.collapse_perplexity * before:
-        reasons.append(f"generic perplexity {perplexity:.3g} is {perplexity / before:.1f} times the original {before:.3g}")
+    if "generic/perplexity" in results:
+        perplexity, before = results["generic/perplexity"], base["generic/perplexity"]
+        if not perplexity <= config.collapse_perplexity * before:
+            reasons.append(f"generic perplexity {perplexity:.3g} is {perplexity / before:.1f} times the original {before:.3g}")
     accuracy, had = results["retain/accuracy"], base["retain/accuracy"]
     if had and accuracy <= config.collapse_retain * had:
         reasons.append(f"retain accuracy fell from {had:.2f} to {accuracy:.2f}")

@@ -26,6 +26,7 @@ from unlearn.functional.indistinguishable import (
     ks_findings,
     ks_interval,
     mahalanobis_percentiles,
+    mean_interval,
     mmd_interval,
 )
 from unlearn.functional.statistics import bootstrap_interval, c2st_auc, fit_probe, mmd_permutation
@@ -192,7 +193,7 @@ class PlaceMeter:
                 "c2st_auc|": auc_interval(a, b, max(2, c.bootstrap // REFITS), seed),
                 "mmd|": mmd_interval(a, b, c.bootstrap, seed),
                 "ks_share|": ks_interval(a, b, max(2, c.bootstrap // REFITS), seed),
-                "mahalanobis|": bootstrap_interval(ranks, c.bootstrap, seed),
+                "mahalanobis|": mean_interval(ranks),
                 "p_unknown|": bootstrap_interval(p_unknown, c.bootstrap, seed, groups=a.groups_N),
             }
             found |= {

@@ -13,7 +13,7 @@ from unlearn.data.swap import matched_rows
 from unlearn.errors import CacheError
 from unlearn.evaluation.answers import measure_answers
 from unlearn.evaluation.behaviour import behaviour, utility
-from unlearn.evaluation.collapse import answer_entropy, free_text, generic_text, verdict
+from unlearn.evaluation.collapse import CONTINUATIONS, answer_entropy, free_text, generic_text, verdict
 from unlearn.evaluation.depth import lens_ranks, measure_depth
 from unlearn.evaluation.privacy import against_gold, comparable, membership
 
@@ -43,27 +43,42 @@ class Measurement:
 
 @dataclass(kw_only=True)
 class Suite:
-    """Everything needed to measure a model of one run.
+    """Everything needed to measure a model.
 
     ``base`` is the measurement of the original model; set it once, before training, with ``measure_base``. ``gold`` is that of the model
     that never saw the forget entities, where there is one. ``original`` and ``gold_model`` load those models; without the first the depth
     of forgetting is not measured, without the second it is measured against unknown names.
+
+    What a model of somebody else's does not come with may be left out, and what needs it is then not measured: without ``meter`` and
+    ``places`` (an SAE) recognition, without ``reference`` (the original model) and ``layer`` the distance to the original on generic text,
+    without ``base`` the verdict on collapse.
     """
 
     data: EntityData
     generic: Sequence[TokenRow]
     reader: Reader
-    meter: LatentMeter
-    selection: Selection
-    reference: ReferenceStore
     config: EvaluationConfig
-    layer: int
     seed: int
+    meter: LatentMeter | None = None
+    selection: Selection | None = None
+    reference: ReferenceStore | None = None
+    layer: int | None = None
     places: PlaceMeter | None = None
     base: Measurement | None = None
     gold: Measurement | None = None
     original: Callable[[], PreTrainedModel] | None = None
     gold_model: Callable[[], PreTrainedModel] | None = None
+
+    def stages(self) -> dict[str, int]:
+        """The stages that ``measure`` announces, in their order, with the rows that the model reads in each."""
+        found: dict[str, int] = {}
+        for name, rows in self.data.evaluation.items():
+            wrong = sum(len(row.perturbed_answers) + bool(row.paraphrased_answer and row.perturbed_answers) for row in rows)
+            found[f"answers: {name}"] = 2 * len(rows) + wrong + (len(self.data.holdout) if name == self.data.members else 0)
+        meters = [meter for meter in (self.places, self.meter) if meter is not None]
+        if meters:
+            found["recognition"] = sum(len(meter.groups[group].tokens) for meter in meters for group in ("forget", "unknown"))
+        return found | {"generic text": len(self.generic) + len(self.generic[:CONTINUATIONS])}
 
     def measure(self, lm: PreTrainedModel, announce: Callable[[str], None] = lambda stage: None) -> Measurement:
         """Every metric of the model as it stands, under the keys of the results.
@@ -88,14 +103,14 @@ class Suite:
             records = measure_answers(lm, rows, self.reader)
             results |= records.summary(name, self.config.bootstrap, self.seed)
             texts[name] = records.texts
-            if name == "forget":
+            if name == self.data.members:
                 kept = comparable(lm, records, self.data.holdout, self.reader)
                 results |= membership(kept)
         results |= behaviour(self.data, texts, self.config.permutations, self.seed) | utility(results)
-        announce("recognition")
-        if self.places is not None:
-            results |= self.places.measure(lm)
-        results |= self.meter.full(lm)
+        if self.meter is not None or self.places is not None:
+            announce("recognition")
+            results |= self.places.measure(lm) if self.places is not None else {}
+            results |= self.meter.full(lm) if self.meter is not None else {}
         announce("generic text")
         results |= self.collapse(lm) | free_text(lm, self.generic, self.reader)
         results["collapse/entropy"] = answer_entropy(texts["retain"])
@@ -138,10 +153,14 @@ class Suite:
         if found is None:
             found = self.measure(lm, announce)
             announce("calibration")
-            found.results.update(self.meter.frozen(lm, self.selection))
+            found.results.update(self.calibration(lm))
             _keep(found, path)
         self.base = found
         return found
+
+    def calibration(self, lm: PreTrainedModel) -> dict[str, float]:
+        """What only the frozen model is asked for, see ``LatentMeter.frozen``; empty without an SAE."""
+        return self.meter.frozen(lm, self.selection) if self.meter is not None and self.selection is not None else {}
 
     def measure_gold(
         self, load: Callable[[], PreTrainedModel], path: Path | None = None, announce: Callable[[str], None] = lambda stage: None
@@ -164,18 +183,19 @@ class Suite:
         return found
 
     def final(self, measured: Measurement) -> Results:
-        """Results of a run: the measurement, what only the base knows, and the verdict on collapse."""
+        """Results of a model: the measurement, what only the base knows, and, where there is a base, the verdict on collapse."""
+        beside = against_gold(measured.rows, self.gold.rows) if self.gold is not None else {}
         if self.base is None:
-            raise ValueError("measure_base has to run before final")
+            return {**measured.results, **beside}
         base = self.base.results
         judged = verdict(measured.results, base, self.config)
         calibration: Results = {key: value for key, value in base.items() if key not in measured.results}
+        kept = ("generic/perplexity", "forget/accuracy", "forget/accuracy_paraphrased", "retain/accuracy")
         return {
             **calibration,
             **measured.results,
-            **(against_gold(measured.rows, self.gold.rows) if self.gold is not None else {}),
-            "generic/perplexity_base": base["generic/perplexity"],
-            **{f"{key}_base": base[key] for key in ("forget/accuracy", "forget/accuracy_paraphrased", "retain/accuracy") if key in base},
+            **beside,
+            **{f"{key}_base": base[key] for key in kept if key in base},
             "collapse/flag": float(judged.flag),
             "collapse/reason": judged.reason,
         }

@@ -1,0 +1,288 @@
+"""What is measured beside a run: a model directory, a hub id or a finished run, and what its measurement on a benchmark is made of."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cache as once
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unlearn.assembly import Assembly, cache_folder, cache_key, evenly, gold_loader, load_heldout, stage
+from unlearn.config.load import load_config
+from unlearn.config.plugins import plugin_schemas
+from unlearn.config.schema import RunConfig
+from unlearn.errors import ConfigError, ModelError, RunError
+from unlearn.registry import find
+from unlearn.restore import restore
+from unlearn.tracking.files import read_json
+from unlearn.tracking.rundir import RunDirectory, is_run
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from unlearn.data.sources.base import Source
+    from unlearn.data.tokenize import TokenRow
+    from unlearn.evaluation.progress import StageBar
+    from unlearn.evaluation.suite import Suite
+    from unlearn.models.hook_check import HookReport
+    from unlearn.models.sae import FrozenSAE
+    from unlearn.types import Assets, EntityData, Row, TokenBatch
+
+KIND = "evaluation"
+"""``kind`` in the manifest of a measured benchmark, which tells it from a run."""
+MEASURED = ("seed", "data", "model", "sae", "latents", "evaluation")
+"""Sections of a configuration that say what is measured, and how."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A model before it is loaded: directory or hub id, or the folder of a finished run; ``base`` names the original model."""
+
+    name: str
+    run: RunDirectory | None = None
+    base: str | None = None
+
+    def identity(self, config: RunConfig) -> dict[str, str]:
+        """What tells this model, its original and its SAE from others: files by their contents, hub ids by name and revision."""
+        sae = config.sae.route or config.sae.path or (f"{config.sae.release}/{config.sae.sae_id}" if config.sae.release else None)
+        found = {"model": contents(self.name, config.model.revision), "base": contents(self.base), "sae": contents(sae)}
+        if self.run is not None:
+            found["model"] = f"{read_json(self.run.manifest_path).get('fingerprint')} {found['model']}"
+        gold = None if config.evaluation.gold == "source" else config.evaluation.gold
+        beside = {"tokenizer": config.model.tokenizer, "heldout_sae": config.sae.heldout_path, "gold": gold}
+        return {**found, **{key: contents(name) for key, name in beside.items()}}
+
+
+def contents(name: str | None, revision: str | None = None) -> str:
+    """Hash of a folder's weights and JSON files, 16 hex digits; ``name@revision`` of a hub id; empty for None.
+
+    Weights are read in full, unlike for caches of the untouched original: unlearning may change a few numbers in the middle of a file.
+    What a run writes about itself beside its weights does not count.
+    """
+    from unlearn.models.identity import WEIGHTS
+
+    if name is None:
+        return ""
+    path = Path(name).expanduser()
+    if not path.is_dir():
+        return f"{name}@{revision or 'main'}"
+    suffixes = WEIGHTS if is_run(path) else (*WEIGHTS, ".json", ".model")
+    digest = hashlib.sha256()
+    for file in sorted(p for p in path.iterdir() if p.is_file() and p.suffix in suffixes and p.name != "activations.npz"):
+        with file.open("rb") as stream:
+            digest.update(f"{file.name}:{hashlib.file_digest(stream, 'sha256').hexdigest()}".encode())
+    return digest.hexdigest()[:16]
+
+
+def find_subject(model: str, base: str | None = None) -> Subject:
+    """What ``model`` names; nothing is loaded.
+
+    Raises:
+        ModelError: no such directory, or one that holds neither a model nor a run.
+        RunError: the run is not finished, or is a measurement itself.
+        ConfigError: ``base`` is given for a run.
+    """
+    from unlearn.models.lm import locate
+
+    place = Path(locate(model, "the model"))
+    if not place.is_dir() and len(place.parts) > 1 and place.parent.is_dir():
+        raise ModelError(f"the model must be a directory or a hub id (owner/name); found no directory at {model}.")
+    if base is not None:
+        _check_folder(Path(locate(base, "--base")), "--base")
+    if not place.is_dir() or (place / "config.json").is_file() or not is_run(place):
+        _check_folder(place, "the model")
+        return Subject(name=str(place) if place.is_dir() else model, base=base)
+    if read_json(place / "manifest.json").get("kind") == KIND:
+        measured = read_json(place / "manifest.json").get("subject")
+        raise RunError(
+            f"the model must be one, or the folder of a run; found a measurement in {place}: give {measured}, which it measured."
+        )
+    if base is not None:
+        raise ConfigError(f"--base must not be given for a run, which knows its original model; found {base}.")
+    run = RunDirectory.open(place)
+    state = read_json(run.status_path).get("state")
+    if state != "finished":
+        raise RunError(f"{place} must be a finished run; found one that is {state}.")
+    return Subject(name=str(place), run=run)
+
+
+def _check_folder(path: Path, key: str) -> None:
+    if path.is_dir() and not (path / "config.json").is_file():
+        what = "an adapter; merge it into its model first" if (path / "adapter_config.json").is_file() else "no config.json and no run"
+        raise ModelError(f"{key} must be a folder with a model's config.json, or of a finished run; found {what} in {path}.")
+
+
+@dataclass(kw_only=True)
+class Models:
+    """What was loaded: the model in its final form; ``original`` gives the model it was made from, ``assembly`` is that of a run."""
+
+    lm: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    sae: FrozenSAE | None = None
+    original: Callable[[], PreTrainedModel] | None = None
+    assembly: Assembly | None = None
+    assets: Assets | None = None
+
+
+def load_models(subject: Subject, config: RunConfig) -> Models:
+    """Load what is measured.
+
+    Raises:
+        UnlearnError: it cannot be loaded, or the parts do not fit each other.
+    """
+    from unlearn.launch import frozen_device, trainer_settings
+    from unlearn.models.lm import load_lm
+    from unlearn.models.route_sae import load_route_sae
+    from unlearn.models.sae import load_sae
+
+    device = frozen_device(trainer_settings(config.trainer))
+
+    def own_sae() -> FrozenSAE | None:
+        if config.sae.route is not None:
+            return load_route_sae(Path(config.sae.route).expanduser()).to(device)
+        return load_sae(config.sae, None).to(device) if config.sae.path or config.sae.release else None
+
+    if subject.run is not None:
+        said = load_config(subject.run.config_path, schemas=plugin_schemas())
+        if said.model != config.model:
+            raise ConfigError("The section model must be left out for a run, which knows its own; found other values in it.")
+        assembly = restore(subject.run.path)
+        made = find("source", said.data.source).load()(said.data, seed=said.seed, cache=cache_folder(said))
+        assets = made.assets(progress=False)
+        meter = assembly.suite.meter
+        return Models(
+            lm=assembly.module.lm,
+            tokenizer=assembly.suite.reader.tokenizer,
+            sae=meter.sae if meter is not None and said.sae == config.sae else own_sae(),
+            original=once(lambda: load_lm(said.model, assets.model if assets else None)[0].to(device)),
+            assembly=assembly,
+            assets=assets,
+        )
+    with stage("models"):
+        lm, tokenizer = load_lm(config.model, None)
+        lm.to(device)
+        models = Models(lm=lm, tokenizer=tokenizer, sae=own_sae())
+    if subject.base is not None:
+        with stage("original model"):
+            base, words = load_lm(replace(config.model, path=subject.base, revision=None), None)
+        _check_base(lm, base, subject.base)
+        if words.get_vocab() != tokenizer.get_vocab():
+            raise ModelError(
+                f"--base must be the model that {subject.name} was made from; found other words in the tokenizer of {subject.base}."
+            )
+        base.to(device)
+        models.original = lambda: base
+    return models
+
+
+def _check_base(lm: PreTrainedModel, base: PreTrainedModel, name: str) -> None:
+    from unlearn.models.decoder import blocks_of, hidden_size
+
+    pairs = (
+        ("blocks", *(len(blocks_of(m)) for m in (lm, base))),
+        ("width", *(hidden_size(m) for m in (lm, base))),
+        ("embeddings", *(m.get_input_embeddings().num_embeddings for m in (lm, base))),
+    )
+    for what, here, there in pairs:
+        if here != there:
+            raise ModelError(f"--base must be the model that was changed ({what}: {here}); found {there} in {name}.")
+
+
+Watch = Callable[[str, "Suite", "PreTrainedModel | None"], AbstractContextManager["StageBar"]]
+"""``watch(whose, suite, lm)`` shows a bar while the original or the gold model is measured."""
+
+
+def suite_of(
+    config: RunConfig, source: Source, data: EntityData, models: Models, identity: dict[str, str], watch: Watch
+) -> tuple[Suite, dict[str, object]]:
+    """What measures the model on the rows, and facts for the manifest; the original and the gold model are measured here, once.
+
+    Without an original model the anchors of recognition are what the model itself makes of known and unknown names.
+    """
+    from unlearn.data.reader import Reader
+    from unlearn.data.tokenize import text_rows
+    from unlearn.evaluation.suite import Suite
+    from unlearn.models.decoder import blocks_of, device_of
+    from unlearn.models.reference import ReferenceStore
+
+    own = models.assembly
+    if own is not None and data == own.data and all(getattr(config, name) == getattr(own.config, name) for name in MEASURED):
+        return own.suite, {"hook": own.facts["hook"]}
+    e = config.evaluation
+    reader = Reader(
+        tokenizer=models.tokenizer, prompt_format=source.prompt_format, refusals=data.refusals, max_length=config.data.max_length,
+        batch_size=e.batch_size, max_new_tokens=e.max_new_tokens,
+    )  # fmt: skip
+    generic = reader.tokens(text_rows(data.generic, first_id=-1))
+    layer = len(blocks_of(models.lm)) // 2 if models.sae is None else max(models.sae.layers)
+    suite = Suite(data=data, generic=generic, reader=reader, config=e, seed=config.seed, layer=layer)
+    who = identity["model"] if models.original is None else identity["base"]
+    if own is not None:
+        who = f"{own.facts['model_fingerprint']} {own.facts['sae_fingerprint']}"
+    beside = [identity[key] for key in ("sae", "heldout_sae", "tokenizer")]
+    rows = data.fingerprint, reader.prompt_format, reader.max_length
+    frozen = cache_key(KIND, who, beside, rows, config.model.dtype, layer, config.latents)
+    folder, device = cache_folder(config), device_of(models.lm)
+    facts: dict[str, object] = {}
+    if models.sae is not None:
+        with stage("known and unknown names"):
+            report = _add_recognition(suite, layer, models.sae, config, models, frozen)
+            facts["hook"] = {"layer": layer, "fvu": report.fvu, "l0": report.l0, "shares": report.shares}
+    if models.original is not None:
+        original = models.original
+        if generic:
+            path = folder / "reference" / cache_key(frozen, "generic")
+            suite.reference = ReferenceStore.build(original(), reader.batches(generic, device), layers=(layer,), path=path)
+        suite.original = original if e.depth else None
+        with watch("original model", suite, original()) as bar:
+            suite.measure_base(original(), folder / "base" / f"{cache_key(frozen, e, config.seed)}.json", bar.stage)
+    if e.gold is not None:
+        assets = source.assets(gold=e.gold == "source", progress=config.trainer.progress_bar)
+        load_gold = gold_loader(config, e.gold, assets, device)
+        place = assets.gold if e.gold == "source" and assets is not None else e.gold
+        path = folder / "gold" / f"{cache_key(frozen, e, config.seed, contents(str(place)))}.json"
+        with watch("gold model", suite, None) as bar:
+            suite.measure_gold(load_gold, path, bar.stage)
+        suite.gold_model = load_gold
+    return suite, facts
+
+
+def _add_recognition(suite: Suite, layer: int, sae: FrozenSAE, config: RunConfig, models: Models, frozen: str) -> HookReport:
+    """Hook-point check, banks, latents, and what measures recognition with them."""
+    from unlearn.data.swap import matched_rows
+    from unlearn.evaluation.latent import GROUPS, LatentMeter, LatentRows
+    from unlearn.evaluation.places import PlaceMeter, places
+    from unlearn.latents.banks import build_banks
+    from unlearn.latents.selection import select_latents
+    from unlearn.models.decoder import blocks_of, device_of
+    from unlearn.models.hook_check import check_hook_point, measure_hook_point
+
+    data, reader, c, folder = suite.data, suite.reader, config.latents, cache_folder(config)
+    lm = models.lm if models.original is None else models.original()
+    device = device_of(lm)
+
+    def made(rows: Sequence[Row | TokenRow]) -> list[TokenBatch]:
+        return reader.batches(rows, device)
+
+    streams = {name: reader.tokens(data.streams[name]) for name in ("known", "unknown")}
+    sample = made([*streams["known"][:64], *suite.generic[:64]])
+    if config.sae.check_hook:
+        report = check_hook_point(lm, sae, sample, layer, config.sae.max_fvu)
+    else:
+        report = measure_hook_point(lm, sae, sample, layer)
+    strangers = [row.mentions[0] for row in data.streams["unknown"] if row.mentions]
+    swapped = matched_rows(data.streams["forget"], strangers, c.matched, config.seed)
+    known, unknown = (made(evenly(streams[name], c.bank_rows)) for name in ("known", "unknown"))
+    banks = build_banks(lm, known, unknown, made(swapped), sae, folder / "banks" / f"{cache_key(frozen, config.seed)}.safetensors")
+    suite.selection = select_latents(sae, banks, c, config.seed)
+    groups = {g: LatentRows.of(reader.tokens(data.latent[g]), [row.entity for row in data.latent[g]]) for g in GROUPS}
+    suite.meter = LatentMeter(groups, banks, suite.selection, sae, suite.config, reader.pad_id, config.seed)
+    if suite.config.places:
+        heldout = load_heldout(config, sae, models.assets.heldout_sae if models.assets else None, device)
+        where = places(layer, len(blocks_of(lm)), sae, heldout)
+        suite.places = PlaceMeter(groups, where, suite.config, reader.pad_id, config.seed)
+        suite.places.remember(lm, folder / "places" / f"{cache_key(frozen, heldout.layer if heldout else None)}.safetensors")
+    return report
