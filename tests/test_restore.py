@@ -20,6 +20,13 @@ from unlearn.tracking.files import read_json
 
 KINDS = ["sae_guided", *(name for name, entry in entries("method").items() if entry.facts.get("intervention"))]
 
+SETTINGS = {
+    "sae_clamp": {"retain_threshold": 1.0, "multiplier": 100.0},
+    "conditional_clamp": {"retain_threshold": 1.0},
+    "dsg": {"tau_percentile": 0.0, "gate": "sequence", "ratio_percentile": 0.0},
+}
+"""What makes an intervention act on the random model, whose latents know nothing of names."""
+
 
 @pytest.fixture(scope="module")
 def mini(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
@@ -27,7 +34,7 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 def run_of(mini: dict[str, Any], method: str) -> Path:
-    return execute(load_config({**mini, "name": f"r_{method}", "method": {"name": method}}, [], plugin_schemas()))
+    return execute(load_config({**mini, "name": f"r_{method}", "method": {"name": method, **SETTINGS.get(method, {})}}, [], plugin_schemas()))
 
 
 def digest(folder: Path) -> dict[str, str]:

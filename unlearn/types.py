@@ -32,7 +32,8 @@ class Row:
     ``row_id`` is unique within an ``EntityData``. ``entity`` is the group the row belongs to (``""`` for generic text).
     ``mentions`` are the surface forms to look for, in order of preference; empty means that the row names no entity.
     ``kind`` is ``qa`` (the prompt is a question, put through the prompt format), ``statement`` or ``mention`` (the prompt
-    is the stem of a sentence) or ``text`` (no prompt; the answer is the whole text).
+    is the stem of a sentence) or ``text`` (no prompt; the answer is the whole text). ``perturbed_answers`` are wrong answers to compare
+    with, ``accepted_answers`` what else than ``answer`` counts as right when the model is asked.
     """
 
     row_id: int
@@ -45,6 +46,7 @@ class Row:
     template: str = ""
     paraphrased_answer: str = ""
     perturbed_answers: tuple[str, ...] = ()
+    accepted_answers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ class EntityData:
     ``latent`` holds the rows on which recognition is measured, on held-out templates: ``forget``, ``known`` (entities that are
     in no loss term), ``unknown`` (held-out names). ``generic`` are texts about no entity. ``refusals`` are the answers that
     count as "unknown" (compared after normalisation, as a prefix). ``holdout`` are rows like those of ``forget`` that no model was ever
-    trained on: membership attacks need them.
+    trained on: membership attacks need them. ``members`` names the evaluation set whose rows they are like.
     """
 
     streams: Mapping[str, tuple[Row, ...]]
@@ -67,6 +69,7 @@ class EntityData:
     refusals: tuple[str, ...]
     fingerprint: str
     holdout: tuple[Row, ...] = ()
+    members: str = "forget"
     notes: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -12,6 +12,7 @@ from unlearn.functional.mmd import mmd2
 from unlearn.methods.sae_guided import OBJECTIVES, SPACES, SAEGuidedConfig, distribution_loss, outlier_loss
 from unlearn.models.capture import capture
 from unlearn.models.decoder import blocks_of
+from unlearn.types import NO_ENTITY
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +160,12 @@ def test_noise_touches_entity_tokens_and_what_follows_only(made: Toy) -> None:
     for row, end in enumerate(batch.entity_end_B.tolist()):
         assert torch.equal(before[row, :end], after[row, :end])
         assert not torch.allclose(before[row, end], after[row, end])
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_batch_in_which_no_row_names_its_entity_asks_for_nothing(made: Toy, objective: str) -> None:
+    method, batch = made.method("sae_guided", objective=objective), made.batch()
+    nobody = batch["forget"]._replace(entity_end_B=torch.full_like(batch["forget"].entity_end_B, NO_ENTITY))
+    found = method.loss(made.lm, {**batch, "forget": nobody})
+    assert found.terms["forget"].item() == 0
+    assert torch.isfinite(found.total)

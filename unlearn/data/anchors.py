@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
-from unlearn.data.entities import invent_names, swap_name
+from unlearn.data.entities import invent_names, split_name, swap_name
 from unlearn.errors import DataError
 from unlearn.types import Row
 
@@ -86,6 +87,46 @@ def invent_two(
     share = min(share, len(order) - _parts_for(train))
     names = invent_names(order[share:], train, rng, everyone)
     return names, invent_names(order[:share], heldout, rng, (*everyone, *names))
+
+
+def coin_two(
+    real: Sequence[str], train: int, heldout: int, rng: np.random.Generator, taken: Sequence[str] = ()
+) -> tuple[list[str], list[str]]:
+    """Like ``invent_two`` for names of any number of words: a single word gives its first half to one new word, its second to another.
+
+    Names of several words and single words come out in about the proportion in which they occur.
+
+    Raises:
+        DataError: there are too few real names to make so many.
+
+    >>> coin_two(["anthrax", "botulism"], 1, 1, np.random.default_rng(0))
+    (['antulism'], ['bothrax'])
+    """
+    order = [real[i] for i in rng.permutation(len(real))]
+    known = {name.casefold() for name in (*real, *taken)}
+    fresh = (name for name in _crossed(order, rng) if name.casefold() not in known)
+    made = list(islice(fresh, train + heldout))
+    if len(made) < train + heldout:
+        raise DataError(f"{train + heldout} unknown names were asked for, but {len(real)} terms make only {len(made)}; ask for fewer.")
+    return made[:train], made[train:]
+
+
+def _crossed(names: Sequence[str], rng: np.random.Generator) -> Iterator[str]:
+    """The first part of each name with the last part of another of the same kind, every part used about equally often."""
+    kinds = ([split_name(name) for name in names if " " in name], [_halves(name) for name in names if " " not in name])
+    seen: set[str] = set()
+    for shift in range(1, max(map(len, kinds))):
+        fresh: dict[str, None] = {}
+        for parts, gap in zip(kinds, (" ", ""), strict=True):
+            if shift < len(parts):
+                fresh |= dict.fromkeys(f"{head}{gap}{parts[(i + shift) % len(parts)][1]}" for i, (head, _) in enumerate(parts))
+        new = [name for name in fresh if name not in seen]
+        seen.update(new)
+        yield from (new[i] for i in rng.permutation(len(new)))
+
+
+def _halves(word: str) -> tuple[str, str]:
+    return word[: (len(word) - 1) // 2], word[(len(word) - 1) // 2 :]
 
 
 def unknown_rows(

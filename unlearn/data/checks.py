@@ -105,7 +105,7 @@ def fingerprinted(data: EntityData) -> EntityData:
     digest = hashlib.sha256()
     for part, name, rows in sets_of(data):
         digest.update(repr((part, name, rows)).encode())
-    digest.update(repr((data.generic, data.refusals)).encode())
+    digest.update(repr((data.generic, data.refusals, data.holdout, data.members)).encode())
     return replace(data, fingerprint=digest.hexdigest()[:16])
 
 

@@ -166,9 +166,11 @@ class SAEGuided(Method):
         return None if self.config.retain_kl else self.layer
 
     def forget(self, lm: PreTrainedModel, batch: TokenBatch, position: str) -> Tensor:
-        """The objective at one position, a scalar."""
+        """The objective at one position, a scalar; 0 where no row of the batch names its entity."""
         scale, known, unknown, matched = (getattr(self, f"{name}_{position}") for name in ("scale", "known", "unknown", "matched"))
         x_NS = self.features(activations_at(lm, batch, self.sae, position)) / scale
+        if not len(x_NS):
+            return x_NS.sum()
         row_id_N = batch.row_id_B[position_index(batch, position) > NO_ENTITY]
         mean_known, mean_unknown, one = known.mean(0), unknown.mean(0), torch.ones_like(scale)
         objectives: dict[str, Callable[[], Tensor]] = {

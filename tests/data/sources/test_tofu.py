@@ -286,3 +286,15 @@ def test_wrong_options(option, message):
     with pytest.raises(ConfigError) as error:
         TofuConfig(source="tofu", **option)
     assert str(error.value) == message
+
+
+def test_holdout_rows_are_those_of_the_splits_own_table(made_up, tmp_path):
+    for path in made_up.glob("*.json"):
+        (tmp_path / path.name).write_text(path.read_text(encoding="utf-8"), encoding="utf-8")
+    lines = [{"question": f"Who is Nobody {i}?", "answer": "None."} for i in range(3)]
+    (tmp_path / "holdout05.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = source(tmp_path, split="forget05").load()
+    assert [(row.prompt, row.answer) for row in data.holdout] == [(line["question"], line["answer"]) for line in lines]
+    assert not {row.row_id for row in data.holdout} & {row.row_id for rows in data.evaluation.values() for row in rows}
+    assert source(tmp_path, split="forget10").load().holdout == source(made_up, split="forget05").load().holdout == ()
+    assert data.fingerprint != source(made_up, split="forget05").load().fingerprint

@@ -19,7 +19,7 @@ from unlearn.data.sources.tofu_rows import SPLITS, Author, TofuFiles, read_autho
 from unlearn.errors import DataError
 from unlearn.types import EntityData, Row
 
-_PARAPHRASED_IDS, _UNKNOWN_IDS, _HELDOUT_IDS, _REAL_AUTHOR_IDS, _WORLD_FACT_IDS = (n * 1_000_000 for n in range(1, 6))
+_PARAPHRASED_IDS, _UNKNOWN_IDS, _HELDOUT_IDS, _REAL_AUTHOR_IDS, _WORLD_FACT_IDS, _HOLDOUT_IDS = (n * 1_000_000 for n in range(1, 7))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,7 @@ class TofuSource(Source):
     - Evaluation: ``forget`` (all 20 rows of each author), ``forget_paraphrased`` (TOFU's paraphrased questions where the files have them,
       else the held-out questions), ``retain`` (TOFU's own perturbed rows first), ``retain_unseen``, ``unknown`` (names and questions that
       no loss sees), ``real_authors`` and ``world_facts``.
+    - Holdout: the table ``holdout10`` beside ``forget10`` and so on, where it is there; membership attacks need it.
     - Latent: held-out questions of forget authors, of unseen authors and about held-out names. TOFU has no
       other words for every question, so a held-out wording is a question about one author that no stream asks, of any name.
       ``forget`` therefore trains on 17 of an author's 20 rows by default; ``heldout_questions: 0`` gives TOFU's protocol.
@@ -173,6 +174,11 @@ class TofuSource(Source):
             rows.append(tofu_row(first_id + i, record, record["answer"], (), extra))
         return tuple(rows)
 
+    def holdout(self) -> tuple[Row, ...]:
+        """Rows of the table that TOFU keeps out of every model's training (holdout10 beside forget10); none where it is missing."""
+        records = self.files.table(self.config.split.replace("forget", "holdout"), required=False)
+        return tuple(tofu_row(_HOLDOUT_IDS + i, record, "", (), record) for i, record in enumerate(records))
+
     def evaluation(self, retain: Sequence[Row], unknown: Sequence[Row]) -> dict[str, tuple[Row, ...]]:
         """The evaluation sets that are not empty.
 
@@ -221,6 +227,7 @@ class TofuSource(Source):
             generic=facts if generic is None else read_texts(Path(generic).expanduser()),
             refusals=tuple(self.config.refusals),
             fingerprint="",
+            holdout=self.holdout(),
             notes=self._notes(evaluation),
         )
         return fingerprinted(data)
