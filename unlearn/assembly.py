@@ -162,6 +162,7 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
     frozen = cache_key(
         model_id, sae_id, data.fingerprint, source.prompt_format, config.model.dtype, layer, config.latents, config.data.max_length
     )
+    second = config.sae.heldout_path or (assets.heldout_sae if assets else None)
     with stage("hook point"):
         sample = on_device(datamodule.streams["known"][:64] + datamodule.generic[:64])
         if config.sae.check_hook:
@@ -198,16 +199,16 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
     )  # fmt: skip
     if config.evaluation.places:
         with stage("recognition of the original model"):
-            heldout = load_heldout(config, sae, assets.heldout_sae if assets else None, device)
+            heldout = load_heldout(second, device)
             suite.places = PlaceMeter(groups, places(layer, n_blocks, sae, heldout), config.evaluation, reader.pad_id, config.seed)
-            suite.places.remember(lm, cache / "places" / f"{cache_key(frozen, data.fingerprint, heldout is None)}.safetensors")
+            suite.places.remember(lm, cache / "places" / f"{cache_key(frozen, second and identity(second))}.safetensors")
     if config.evaluation.depth:
         suite.original = lambda: load_lm(config.model, assets.model if assets else None)[0].to(device)
         suite.gold_model = load_gold
     latent = LatentDistance(meter, config.evaluation.every, run)
     latent.remember(lm)
     with stage("the original model") as announce:
-        measured = cache_key(frozen, config.evaluation, config.seed)
+        measured = cache_key(frozen, second and identity(second), config.evaluation, config.seed)
         suite.measure_base(lm, cache / "base" / f"{measured}.json", announce)
     if load_gold is not None:
         with stage("the gold model") as announce:
@@ -258,14 +259,11 @@ def gold_loader(config: RunConfig, gold: str, assets: Assets | None, device: tor
     return lambda: load_lm(named, place)[0].to(device)
 
 
-def load_heldout(config: RunConfig, sae: FrozenSAE, default: Path | None, device: torch.device) -> FrozenSAE | None:
-    """The second SAE, for measurement only; None where there is none."""
+def load_heldout(place: str | Path | None, device: torch.device) -> FrozenSAE | None:
+    """The second SAE, for measurement only, from its directory; None where there is none."""
     from unlearn.models.sae import load_sae
 
-    place = config.sae.heldout_path or default
-    if place is None:
-        return None
-    return load_sae(SAEConfig(path=str(place)), None).to(device)
+    return None if place is None else load_sae(SAEConfig(path=str(place)), None).to(device)
 
 
 def check_routed(method_class: type[Method], config: RunConfig) -> None:

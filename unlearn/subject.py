@@ -281,7 +281,7 @@ def _add_recognition(suite: Suite, layer: int, sae: FrozenSAE, config: RunConfig
     groups = {g: LatentRows.of(reader.tokens(data.latent[g]), [row.entity for row in data.latent[g]]) for g in GROUPS}
     suite.meter = LatentMeter(groups, banks, suite.selection, sae, suite.config, reader.pad_id, config.seed)
     if suite.config.places:
-        heldout = load_heldout(config, sae, models.assets.heldout_sae if models.assets else None, device)
+        heldout = load_heldout(config.sae.heldout_path or (models.assets.heldout_sae if models.assets else None), device)
         where = places(layer, len(blocks_of(lm)), sae, heldout)
         suite.places = PlaceMeter(groups, where, suite.config, reader.pad_id, config.seed)
         suite.places.remember(lm, folder / "places" / f"{cache_key(frozen, heldout.layer if heldout else None)}.safetensors")

@@ -7,7 +7,8 @@ What is done per seed is what one command does:
     unlearn compare experiments/world_baselines/world.yaml --methods all --gold --seeds 0-2
     unlearn compare experiments/world_baselines/knobs.yaml --seeds 0-2
 
-Runs that are finished are not run again. Writes results/summary.json, {method: {key: {mean, ci_low, ci_high, n}}}, and the table in README.md.
+Runs that are finished are not run again. Writes
+results/summary.json, {method: {key: {mean, ci_low, ci_high, n}}}, and the table in README.md.
 """
 
 from __future__ import annotations

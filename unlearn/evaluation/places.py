@@ -164,6 +164,9 @@ class PlaceMeter:
         ``latent/c2st_auc``, ``latent/mmd`` with ``latent/mmd_p_value``, ``latent/ks_share`` (share of features that differ, false discovery
         rate 5 %), ``latent/mahalanobis`` (mean percentile of the targets among unknown entities, 0.5 if alike), ``latent/p_unknown``; each
         with ``/ci_low`` and ``/ci_high`` and the suffix of its place.
+
+        The interval of ``latent/p_unknown`` is about these targets and no test against other unknown entities: most of those lie near 1 and
+        a few far from it, so that ten of them seldom hold the mean of all (experiments/measurement).
         """
         target, unknown = self.read(lm, "forget"), self.read(lm, "unknown")
         found: dict[str, float] = {}

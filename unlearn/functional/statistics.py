@@ -163,7 +163,9 @@ def c2st_null(pool_NS: Array, groups_N: Sequence[Any] | Array, n_a: int, n_b: in
         seed: seed of draws and folds.
 
     Returns:
-        ``draws`` areas; their 2.5 % and 97.5 % quantiles are the interval to compare with.
+        ``draws`` areas; their 2.5 % and 97.5 % quantiles are the interval to compare with. It comes out too narrow from few draws: on the
+        embedded world 8 to 15 % of new groups of unknown entities lie outside that of 100, 4 to 10 % outside that of 400
+        (experiments/measurement).
 
     Raises:
         DataError: the pool has fewer than ``n_a + n_b`` entities, or unequal lengths.
