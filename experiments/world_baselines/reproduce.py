@@ -4,7 +4,7 @@
 
 What is done per seed is what one command does:
 
-    unlearn compare experiments/world_baselines/world.yaml --methods all --gold --seeds 0-2
+    unlearn compare experiments/world_baselines/world_baselines.yaml --methods all --gold --seeds 0-2
     unlearn compare experiments/world_baselines/knobs.yaml --seeds 0-2
 
 Runs that are finished are not run again. Writes
@@ -34,7 +34,7 @@ def commands(seed: int, overrides: list[str]) -> list[list[str]]:
     """The two commands of one seed."""
     call = [sys.executable, "-m", "unlearn", "compare"]
     return [
-        [*call, str(HERE / "world.yaml"), *overrides, "--methods", "all", "--gold", "--seeds", str(seed)],
+        [*call, str(HERE / "world_baselines.yaml"), *overrides, "--methods", "all", "--gold", "--seeds", str(seed)],
         [*call, str(HERE / "knobs.yaml"), *overrides, "--seeds", str(seed)],
     ]
 
@@ -58,6 +58,11 @@ def run_all(jobs: int, overrides: list[str]) -> None:
                 running[seed] = (subprocess.Popen(rest[0], env=environment), rest[1:])
 
 
+def rounded(entry: dict[str, float]) -> dict[str, float]:
+    """Six significant digits are enough for a file in git."""
+    return {name: float(f"{value:.6g}") for name, value in entry.items()}
+
+
 def main() -> None:
     """Run, then keep the summary and the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,15 +73,16 @@ def main() -> None:
     if not given.table:
         run_all(given.jobs, given.overrides)
     records = [r for r in read_runs([RUNS / "world_baselines", RUNS / "world_knobs"]) if r.status.get("state") == "finished"]
-    summary = summarise(records)
-    small = {label: {key: entry for key, entry in found.items() if key.startswith(KEPT)} for label, found in summary.items()}
+    summary = {label.rpartition("/")[2]: found for label, found in summarise(records).items()}
+    marks = {label.rpartition("/")[2]: mark for label, mark in marks_of(records).items()}
+    small = {label: {key: rounded(entry) for key, entry in found.items() if key.startswith(KEPT)} for label, found in summary.items()}
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / "summary.json").write_text(json.dumps(plain_summary(small), indent=1, sort_keys=True) + "\n", encoding="utf-8")
     readme = HERE / "README.md"
     text = readme.read_text(encoding="utf-8")
     before, _, rest = text.partition(BEGIN)
     after = rest.partition(END)[2]
-    readme.write_text(f"{before}{BEGIN}{summary_markdown(summary, marks_of(records))}{END}{after}", encoding="utf-8")
+    readme.write_text(f"{before}{BEGIN}{summary_markdown(summary, marks)}{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

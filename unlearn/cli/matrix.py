@@ -75,7 +75,8 @@ def expand(words: Sequence[str], methods: str | None, seeds: str | None, gold: b
         if study:
             raise ConfigError(f"--methods takes a configuration of one run, whose method it replaces; found a study in {study}.")
         common = [dataclasses.replace(layer, tree={k: v for k, v in layer.tree.items() if k != "method"}) for layer in layers]
-        folder = next((str(layer.tree["name"]) for layer in reversed(layers) if layer.tree.get("name")), "compare")
+        named = [str(layer.tree["name"]) for layer in layers if layer.tree.get("name")]
+        folder = named[-1] if named else Path(files[-1]).stem if files else "compare"
         runs = [load_config(common or [Layer({})], [*overrides, f"method.name={m}", f"name={folder}/{m}"]) for m in chosen(methods)]
     if gold:
         runs = _with_gold(runs)
