@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from unlearn.cli.readme import filled, update
+from unlearn.config.benchmarks import benchmark_configs
 from unlearn.config.layers import Layer
 from unlearn.config.load import load_config
 from unlearn.config.plugins import plugin_schemas
@@ -38,13 +39,18 @@ def test_missing_marks_are_named() -> None:
         filled("nothing here")
 
 
-def test_yaml_in_the_readme_is_a_configuration() -> None:
+def test_yaml_in_the_readme_is_a_configuration(tmp_path: Path) -> None:
     import yaml
 
     blocks = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
-    for block in blocks:
-        load_config(Layer(yaml.safe_load(block)), (), plugin_schemas())
+    trees = [yaml.safe_load(block) for block in blocks]
+    assert any("benchmarks" in tree for tree in trees)
+    for tree in trees:
+        if "benchmarks" in tree:
+            assert benchmark_configs(tmp_path, sources=[tree])
+        else:
+            load_config(Layer(tree), (), plugin_schemas())
 
 
 def test_make_targets_in_the_readme_exist() -> None:

@@ -60,7 +60,7 @@ class NPO(RetainMethod):
 
     name = "npo"
     family = "preference"
-    summary = "make the forget answers less likely than the original model has them, with a bounded loss"
+    summary = "push the forget answers below what the original model gives them, with a bounded loss"
     paper = "https://arxiv.org/abs/2404.05868"
     streams = ("forget", "retain")
     needs = frozenset({"reference_logprobs"})
