@@ -9,7 +9,9 @@ import pytest
 from rich.console import Console
 
 from tests.report.fake_runs import write_run
+from unlearn.report.columns import lines_of
 from unlearn.report.summary import groups_of, marks_of, plain_summary, summarise, summary_markdown, summary_table
+from unlearn.report.words import verdicts
 from unlearn.tracking.reader import read_run
 from unlearn.tracking.rundir import RunDirectory
 
@@ -53,4 +55,17 @@ def test_tables_show_the_interval_and_the_mark(tmp_path: Path) -> None:
     console.print(summary_table(summary, marks))
     text = console.export_text()
     assert "inference only" in text
-    assert "0.00-0.50" in text
+    assert "0.00-" in text
+    assert [line.split()[0] for line in text.splitlines() if line.strip().startswith("0.50")] == ["0.50"]
+
+
+def test_an_intervention_is_called_one_in_table_and_verdict(tmp_path: Path) -> None:
+    path = write_run(tmp_path, "study", "npo")
+    plain = read_run(path)
+    manifest = RunDirectory.open(path).manifest_path
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"intervention": True}))
+    acting = read_run(path)
+    assert lines_of([acting])[0].method.endswith("(inference only)")
+    assert "inference only" not in lines_of([plain])[0].method
+    assert "nothing in the weights changed" in verdicts([acting])[0].sentence
+    assert "weights" not in verdicts([plain])[0].sentence

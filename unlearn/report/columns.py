@@ -112,6 +112,8 @@ def lines_of(records: Sequence[RunRecord]) -> list[Line]:
     base = base_of(records)
     lines = []
     for record, label in zip(records, labels_of(records), strict=True):
-        method = plain(record.method)
-        lines.append(Line(label, "" if method == label else method, tuple(column.read(record, base) for column in COLUMNS)))
+        method = "" if plain(record.method) == label else plain(record.method)
+        if record.manifest.get("intervention"):
+            method = f"{method} (inference only)".strip()
+        lines.append(Line(label, method, tuple(column.read(record, base) for column in COLUMNS)))
     return lines

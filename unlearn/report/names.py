@@ -13,6 +13,9 @@ DASH = "–"
 BASE_METHOD = "none"
 """Method of a run that measures the original model."""
 
+GOLD_METHOD = "gold"
+"""Method of a run that measures the model which never saw the forget entities."""
+
 
 def plain(text: object) -> str:
     """``text`` on one line, without control characters.

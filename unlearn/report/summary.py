@@ -23,13 +23,13 @@ Summary = dict[str, dict[str, dict[str, float]]]
 
 SHOWN: Mapping[str, tuple[str, str]] = {
     "forget/accuracy": ("forget", ".2f"),
-    "forget/accuracy_paraphrased": ("other words", ".2f"),
+    "forget/accuracy_paraphrased": ("other\nwords", ".2f"),
     "retain/accuracy": ("retain", ".2f"),
     "retain/accuracy_unseen": ("unseen", ".2f"),
-    "generic/perplexity": ("perplexity", ".3g"),
+    "generic/perplexity": ("per-\nplexity", ".3g"),
     "latent/c2st_auc": ("C2ST", ".2f"),
-    "collapse/flag": ("collapsed", ".2f"),
-    "cost/train_cpu_seconds": ("CPU s", ".0f"),
+    "collapse/flag": ("col-\nlapsed", ".2f"),
+    "cost/train_cpu_seconds": ("CPU\ns", ".0f"),
     "cost/training_memory_mb": ("MB", ".0f"),
 }
 """Result key -> heading and format of the columns that a summary prints."""
@@ -94,12 +94,12 @@ def summary_table(summary: Summary, marks: Mapping[str, str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, caption_justify="left")
     table.add_column("setting", no_wrap=True)
     for heading, _ in SHOWN.values():
-        table.add_column(heading, justify="right", vertical="top")
+        table.add_column(heading, justify="right", vertical="top", overflow="fold")
     for label, entries in summary.items():
         cells = []
         for key, (_, form) in SHOWN.items():
             mean, interval = _text(entries.get(key), form)
-            cells.append(Text.assemble(mean, (f"\n{interval}" if interval else "", "dim")))
+            cells.append(Text.assemble(mean, ("\n" + interval.replace("-", "-\n") if interval else "", "dim")))
         table.add_row(Text.assemble(label, (f"\n{marks[label]}" if marks.get(label) else "", "dim")), *cells)
     counts = [int(entry["n"]) for entries in summary.values() for entry in entries.values()]
     seeds = "-".join(str(n) for n in sorted({min(counts), max(counts)}))
@@ -109,7 +109,10 @@ def summary_table(summary: Summary, marks: Mapping[str, str]) -> Table:
 
 def summary_markdown(summary: Summary, marks: Mapping[str, str]) -> str:
     """The same columns as a Markdown table that ends in a newline."""
-    lines = ["| setting | " + " | ".join(heading for heading, _ in SHOWN.values()) + " |", "|---|" + "---:|" * len(SHOWN)]
+    lines = [
+        "| setting | " + " | ".join(heading.replace("-\n", "").replace("\n", " ") for heading, _ in SHOWN.values()) + " |",
+        "|---|" + "---:|" * len(SHOWN),
+    ]
     for label, entries in summary.items():
         cells = [_text(entries.get(key), form) for key, (_, form) in SHOWN.items()]
         shown = " | ".join(f"{mean} ({interval})" if interval else mean for mean, interval in cells)

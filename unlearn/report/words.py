@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from unlearn.report.names import BASE_METHOD, base_of, labels_of, original, percent, plain
+from unlearn.report.names import BASE_METHOD, GOLD_METHOD, base_of, labels_of, original, percent, plain
 from unlearn.tracking.reader import RunRecord
 
 FORGOTTEN = 0.1
@@ -34,13 +34,15 @@ def verdicts(records: Sequence[RunRecord]) -> list[Verdict]:
 
 def verdict(record: RunRecord, label: str, base: RunRecord | None = None) -> Verdict:
     """Judge one run; ``base`` is the run that measures the original model."""
-    reference = record.method == BASE_METHOD
+    reference = record.method in (BASE_METHOD, GOLD_METHOD)
     forgot, alike, collapsed = "" if reference else forgotten(record, base), indistinguishable(record), _collapsed(record)
     if reference:
-        sentence = _sentence("Not trained", [_knows(record), _alike_clause(record)])
+        sentence = _sentence(
+            "Not trained" if record.method == BASE_METHOD else "Trained without the entities", [_knows(record), _alike_clause(record)]
+        )
     else:
         main, rest = _forgot_clause(record, forgot, base), [_alike_clause(record), _cost_clause(record, base), _collapse_clause(record)]
-        sentence = _sentence(main, [*rest, _relearn_clause(record)])
+        sentence = _sentence(main, [*rest, _relearn_clause(record), _inference_clause(record)])
     return Verdict(label, reference, forgot, alike, collapsed, _unfinished(record) + sentence)
 
 
@@ -59,7 +61,8 @@ def headline(judged: Sequence[Verdict]) -> str:
         text += f", {_number_word(len(sound))} without collapsing"
     if any(v.alike is not None for v in sound):
         names = f" ({', '.join(v.label for v in alike)})" if 0 < len(alike) <= 4 else ""
-        text += f"; {_number_word(len(alike))} of these cannot be told from a model that never knew the entities{names}"
+        some = f"; {_number_word(len(alike))} of these cannot be told from a model that never knew the entities{names}"
+        text += some if alike else "; inside, every one of these can still be told from a model that never knew the entities"
     return text + "."
 
 
@@ -157,6 +160,10 @@ def _relearn_clause(record: RunRecord) -> str:
         return ""
     beside = f", against {percent(control)} of facts it never knew" if control is not None else ""
     return f"relearning a few other facts brings {percent(back)} of the forgotten ones back{beside}"
+
+
+def _inference_clause(record: RunRecord) -> str:
+    return "nothing in the weights changed: it acts while the model runs" if record.manifest.get("intervention") else ""
 
 
 def _unfinished(record: RunRecord) -> str:
