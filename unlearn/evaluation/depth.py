@@ -4,9 +4,9 @@ Unlearning depth score, after the description of UDS (activation patching with a
 answer; at one layer its hidden states where the answer is predicted are replaced by those of another model that read the same tokens. The
 fall of the answer's log-probability says how much of the answer is missing at that layer in the other model. With the gold model as the
 other one this finds the layers that carry the knowledge; with the unlearned model it says how much of it is gone there. Where there is no
-gold model, the original model itself reads the same question about an entity it does not know ("entity swap"). That is a weaker yardstick: a model
-that knows the answer of others to such a question ("unknown") says so at its last blocks, which then carry nearly all the weight, and
-training to refuse looks deep. Read the falls per layer beside the score.
+gold model, the original model itself reads the same question about an entity it does not know ("entity swap"). That is a weaker
+yardstick: a model that answers such questions about strangers with "unknown" says so in its last blocks, which then carry nearly all the
+weight, and training to refuse looks deep. Read the falls per layer beside the score.
 """
 
 from __future__ import annotations
