@@ -7,6 +7,8 @@ import pytest
 from unlearn.config.build import SELECTORS, Reading, convert, expectation
 from unlearn.config.checks import check
 from unlearn.config.layers import Layer
+from unlearn.config.load import load_config
+from unlearn.config.plugins import plugin_schemas
 from unlearn.config.schema import MethodConfig, OptimConfig, RunConfig
 from unlearn.errors import ConfigError
 
@@ -135,3 +137,10 @@ def test_problems_of_a_plugin_inside_a_plugin_name_its_own_keys():
         nested({"beta": -1})
     with pytest.raises(ConfigError, match=r"method\.inner\.beta is not a known key"):
         nested({"name": "other", "beta": 1.0})
+
+
+def test_a_wrapper_does_not_go_into_a_wrapper():
+    tree = {"name": "a", "data": {"source": "world"}, "method": {"name": "lat", "inner": {"name": "undo"}}}
+    with pytest.raises(ConfigError) as error:
+        load_config(tree, (), plugin_schemas())
+    assert list(error.value.problems) == ["method.inner.name must be a method that is no wrapper itself; found 'undo'."]
