@@ -71,5 +71,9 @@ def test_a_run_of_it_measures_that_model_and_others_are_measured_against_it(tmp_
     assert base["generic/kl_to_base"] == pytest.approx(0, abs=1e-6)
     if "forget/quality" in itself:
         assert itself["forget/quality"] == 1.0
+    with pytest.raises(
+        ModelError, match=r"evaluation\.gold must be a directory or a hub id \(owner/name\); found no directory at /nowhere"
+    ):
+        results("none", "evaluation.gold=/nowhere", "name=nowhere")
     with pytest.raises(ConfigError, match=r"evaluation\.gold must be a directory or hub id with data\.source 'jsonl'"):
         execute(load_config({**mini, "name": "x", "method": {"name": "gold"}}, ["tracking.enabled=false"], plugin_schemas()))
