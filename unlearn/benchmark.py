@@ -29,8 +29,9 @@ from unlearn.config.load import Origin
 from unlearn.config.schema import RunConfig
 from unlearn.errors import RunError, UnlearnError
 from unlearn.launch import is_rank_zero
+from unlearn.measuring import suite_of
 from unlearn.registry import find
-from unlearn.subject import KIND, MEASURED, Models, Subject, find_subject, load_models, suite_of
+from unlearn.subject import KIND, MEASURED, Models, Subject, find_subject, load_models
 from unlearn.tracking.files import read_json
 from unlearn.tracking.manifest import update_manifest, write_manifest
 from unlearn.tracking.rundir import MANIFEST, STATUS, RunDirectory, is_run, run_path

@@ -22,10 +22,11 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "method": ("methods/*.py",),
     "source": ("data/sources/*.py", "world/*.py"),
     "maker": ("data/makers/*.py",),
+    "attack": ("attacks/*.py",),
 }
 """Where the plug-ins of each kind live, relative to the package."""
 
-BASES: Mapping[str, str] = {"method": "Method", "source": "Source", "maker": "Maker"}
+BASES: Mapping[str, str] = {"method": "Method", "source": "Source", "maker": "Maker", "attack": "Attack"}
 """A plug-in's class names this base, or another plug-in of its kind."""
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache as once
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unlearn.assembly import Assembly, cache_folder, cache_key, evenly, gold_loader, load_heldout, stage
+from unlearn.assembly import Assembly, cache_folder, stage
 from unlearn.config.load import load_config
 from unlearn.config.plugins import plugin_schemas
 from unlearn.config.schema import RunConfig
@@ -23,13 +22,8 @@ from unlearn.tracking.rundir import RunDirectory, is_run
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from unlearn.data.sources.base import Source
-    from unlearn.data.tokenize import TokenRow
-    from unlearn.evaluation.progress import StageBar
-    from unlearn.evaluation.suite import Suite
-    from unlearn.models.hook_check import HookReport
     from unlearn.models.sae import FrozenSAE
-    from unlearn.types import Assets, EntityData, Row, TokenBatch
+    from unlearn.types import Assets
 
 KIND = "evaluation"
 """``kind`` in the manifest of a measured benchmark, which tells it from a run."""
@@ -189,100 +183,3 @@ def _check_base(lm: PreTrainedModel, base: PreTrainedModel, name: str) -> None:
     for what, here, there in pairs:
         if here != there:
             raise ModelError(f"--base must be the model that was changed ({what}: {here}); found {there} in {name}.")
-
-
-Watch = Callable[[str, "Suite", "PreTrainedModel | None"], AbstractContextManager["StageBar"]]
-"""``watch(whose, suite, lm)`` shows a bar while the original or the gold model is measured."""
-
-
-def suite_of(
-    config: RunConfig, source: Source, data: EntityData, models: Models, identity: dict[str, str], watch: Watch
-) -> tuple[Suite, dict[str, object]]:
-    """What measures the model on the rows, and facts for the manifest; the original and the gold model are measured here, once.
-
-    Without an original model the anchors of recognition are what the model itself makes of known and unknown names.
-    """
-    from unlearn.data.reader import Reader
-    from unlearn.data.tokenize import text_rows
-    from unlearn.evaluation.suite import Suite
-    from unlearn.models.decoder import blocks_of, device_of
-    from unlearn.models.reference import ReferenceStore
-
-    own = models.assembly
-    if own is not None and data == own.data and all(getattr(config, name) == getattr(own.config, name) for name in MEASURED):
-        return own.suite, {"hook": own.facts["hook"]}
-    e = config.evaluation
-    reader = Reader(
-        tokenizer=models.tokenizer, prompt_format=source.prompt_format, refusals=data.refusals, max_length=config.data.max_length,
-        batch_size=e.batch_size, max_new_tokens=e.max_new_tokens,
-    )  # fmt: skip
-    generic = reader.tokens(text_rows(data.generic, first_id=-1))
-    layer = len(blocks_of(models.lm)) // 2 if models.sae is None else max(models.sae.layers)
-    suite = Suite(data=data, generic=generic, reader=reader, config=e, seed=config.seed, layer=layer)
-    who = identity["model"] if models.original is None else identity["base"]
-    if own is not None:
-        who = f"{own.facts['model_fingerprint']} {own.facts['sae_fingerprint']}"
-    beside = [identity[key] for key in ("sae", "heldout_sae", "tokenizer")]
-    rows = data.fingerprint, reader.prompt_format, reader.max_length
-    frozen = cache_key(KIND, who, beside, rows, config.model.dtype, layer, config.latents)
-    folder, device = cache_folder(config), device_of(models.lm)
-    facts: dict[str, object] = {}
-    if models.sae is not None:
-        with stage("known and unknown names"):
-            report = _add_recognition(suite, layer, models.sae, config, models, frozen)
-            facts["hook"] = {"layer": layer, "fvu": report.fvu, "l0": report.l0, "shares": report.shares}
-    if models.original is not None:
-        original = models.original
-        if generic:
-            path = folder / "reference" / cache_key(frozen, "generic")
-            suite.reference = ReferenceStore.build(original(), reader.batches(generic, device), layers=(layer,), path=path)
-        suite.original = original if e.depth else None
-        with watch("original model", suite, original()) as bar:
-            suite.measure_base(original(), folder / "base" / f"{cache_key(frozen, e, config.seed)}.json", bar.stage)
-    if e.gold is not None:
-        assets = source.assets(gold=e.gold == "source", progress=config.trainer.progress_bar)
-        load_gold = gold_loader(config, e.gold, assets, device)
-        place = assets.gold if e.gold == "source" and assets is not None else e.gold
-        path = folder / "gold" / f"{cache_key(frozen, e, config.seed, contents(str(place)))}.json"
-        with watch("gold model", suite, None) as bar:
-            suite.measure_gold(load_gold, path, bar.stage)
-        suite.gold_model = load_gold
-    return suite, facts
-
-
-def _add_recognition(suite: Suite, layer: int, sae: FrozenSAE, config: RunConfig, models: Models, frozen: str) -> HookReport:
-    """Hook-point check, banks, latents, and what measures recognition with them."""
-    from unlearn.data.swap import matched_rows
-    from unlearn.evaluation.latent import GROUPS, LatentMeter, LatentRows
-    from unlearn.evaluation.places import PlaceMeter, places
-    from unlearn.latents.banks import build_banks
-    from unlearn.latents.selection import select_latents
-    from unlearn.models.decoder import blocks_of, device_of
-    from unlearn.models.hook_check import check_hook_point, measure_hook_point
-
-    data, reader, c, folder = suite.data, suite.reader, config.latents, cache_folder(config)
-    lm = models.lm if models.original is None else models.original()
-    device = device_of(lm)
-
-    def made(rows: Sequence[Row | TokenRow]) -> list[TokenBatch]:
-        return reader.batches(rows, device)
-
-    streams = {name: reader.tokens(data.streams[name]) for name in ("known", "unknown")}
-    sample = made([*streams["known"][:64], *suite.generic[:64]])
-    if config.sae.check_hook:
-        report = check_hook_point(lm, sae, sample, layer, config.sae.max_fvu)
-    else:
-        report = measure_hook_point(lm, sae, sample, layer)
-    strangers = [row.mentions[0] for row in data.streams["unknown"] if row.mentions]
-    swapped = matched_rows(data.streams["forget"], strangers, c.matched, config.seed)
-    known, unknown = (made(evenly(streams[name], c.bank_rows)) for name in ("known", "unknown"))
-    banks = build_banks(lm, known, unknown, made(swapped), sae, folder / "banks" / f"{cache_key(frozen, config.seed)}.safetensors")
-    suite.selection = select_latents(sae, banks, c, config.seed)
-    groups = {g: LatentRows.of(reader.tokens(data.latent[g]), [row.entity for row in data.latent[g]]) for g in GROUPS}
-    suite.meter = LatentMeter(groups, banks, suite.selection, sae, suite.config, reader.pad_id, config.seed)
-    if suite.config.places:
-        heldout = load_heldout(config.sae.heldout_path or (models.assets.heldout_sae if models.assets else None), device)
-        where = places(layer, len(blocks_of(lm)), sae, heldout)
-        suite.places = PlaceMeter(groups, where, suite.config, reader.pad_id, config.seed)
-        suite.places.remember(lm, folder / "places" / f"{cache_key(frozen, heldout.layer if heldout else None)}.safetensors")
-    return report

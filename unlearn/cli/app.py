@@ -36,7 +36,8 @@ Words = Annotated[
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Entry point of the console script. Exit status: 0 done, 1 a failed check, 2 something the user can put right, 130 interrupted."""
+    """Entry point of the console script. Exit status: 0 done, 1 a failed check, 2 something the user can put right, 75 saved and
+    to be started again (SIGTERM or SIGUSR1 came), 130 interrupted."""
     try:
         app(None if arguments is None else list(arguments))
     except UnlearnError as error:
@@ -62,6 +63,7 @@ def run_command(
     resume: Annotated[Path | None, typer.Option(metavar="DIR", help="Go on with the interrupted run in DIR.")] = None,
     only: Annotated[list[str] | None, typer.Option(metavar="NAME", help="Of a study, only this run; may be repeated, may hold *.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Run again what is there already.")] = False,
+    go_on: Annotated[bool, typer.Option("--continue", help="Go on with runs that the same command left unfinished.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the configuration and say what would run.")] = False,
     help_config: Annotated[bool, typer.Option("--help-config", help="Explain every key; method=NAME and source=NAME add theirs.")] = False,
 ) -> None:
@@ -77,7 +79,7 @@ def run_command(
     elif dry_run:
         run.preview(words or [], only or [])
     else:
-        run.start(words or [], only or [], force=force)
+        run.start(words or [], only or [], force=force, go_on=go_on)
 
 
 @app.command("compare")
@@ -148,15 +150,56 @@ def evaluate_command(
     start(model, words or [], benchmark or [], out, base, force)
 
 
+@app.command("attack")
+def attack_command(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN_OR_DIR... [CONFIG.yaml] [KEY=VALUE]...",
+            help="A finished run, a folder of runs, a model's folder or a hub id; then settings.",
+            show_default=False,
+        ),
+    ] = None,
+    suite: Annotated[str, typer.Option(metavar="NAME", help="quick, full, or names of attacks: relearn,steer.")] = "quick",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder of the results, for a model that is no run; attacks/MODEL if left out.", show_default=False
+        ),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="DIR_OR_HUB_ID", help="The model that this one was made from; a run knows it.", show_default=False)
+    ] = None,
+    gold: Annotated[bool, typer.Option("--gold", help="Attack the source's model that never saw the target as well.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Make finished attacks again.")] = False,
+    help_config: Annotated[bool, typer.Option("--help-config", help="Explain every key of every attack.")] = False,
+) -> None:
+    """Try to get the facts back: is the target forgotten, or only muted?
+
+    Every attack is also made on unknown names with made-up facts; only what goes beyond that counts. The model is not changed. Results go
+    to the run's results.json (keys attack/...), figures to its plots. Finished attacks are kept, so that the same command goes on after an
+    interruption.
+    """
+    from unlearn.cli import attack
+
+    if help_config:
+        attack.explain()
+    elif not words:
+        raise typer.BadParameter("expected a run, a model's folder or a hub id; found none.", param_hint="RUN_OR_DIR")
+    else:
+        attack.start(words, suite, out, base, gold, force)
+
+
 @app.command("list")
 def list_command(
     kind: Annotated[
-        str | None, typer.Argument(metavar="[methods|sources|makers]", help="What to list; everything if left out.", show_default=False)
+        str | None,
+        typer.Argument(metavar="[methods|sources|makers|attacks]", help="What to list; everything if left out.", show_default=False),
     ] = None,
     readme: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the tables into a README instead.")] = None,
     check: Annotated[bool, typer.Option("--check", help="With --readme: only say whether it is up to date.")] = False,
 ) -> None:
-    """Show the plug-ins: methods with their papers, data sources, makers of forget sets."""
+    """Show the plug-ins: methods with their papers, data sources, makers of forget sets, attacks."""
     if readme is not None:
         from unlearn.cli.readme import update
 

@@ -119,7 +119,7 @@ class _Wrong:
         }
 
 
-def _right(text: str, row: Row) -> bool:
+def right(text: str, row: Row) -> bool:
     """Whether a text gives the row's answer, or another one that is accepted."""
     return any(is_answer(text, answer) for answer in (row.answer, *row.accepted_answers))
 
@@ -139,7 +139,7 @@ def measure_answers(lm: PreTrainedModel, rows: Sequence[Row], reader: Reader) ->
     n = len(rows)
     overlap_1, overlap_l = (np.array([f(t, r.answer) for t, r in zip(texts, rows, strict=True)]) for f in (rouge_1, rouge_l))
     values = {
-        "accuracy": np.array([_right(t, r) for t, r in zip(texts, rows, strict=True)], dtype=float),
+        "accuracy": np.array([right(t, r) for t, r in zip(texts, rows, strict=True)], dtype=float),
         "refusal_rate": np.array([is_refusal(t, reader.refusals) for t in texts], dtype=float),
         "rouge_1": overlap_1[:, 0],
         "rouge_l": overlap_l[:, 0],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
@@ -47,6 +48,13 @@ class Source(ABC):
             progress: whether a progress bar may be shown.
         """
         return None
+
+    def prompts(self) -> Mapping[str, Sequence[str]]:
+        """Wordings of the prompt attack in the source's own language, by form or ``form/attribute``; an empty list switches a form off.
+
+        The fields that a wording may hold are listed in ``unlearn.attacks.wordings``, whose English wordings stand for forms not given.
+        """
+        return {}
 
     @abstractmethod
     def load(self) -> EntityData:

@@ -1,0 +1,167 @@
+"""The rows of an attack: facts of the target in two wordings, and the same sentences about people who have no facts."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from unlearn.data.swap import matched_rows
+from unlearn.errors import DataError
+from unlearn.functional.text import normalise_answer
+from unlearn.types import EntityData, Row
+
+N_OPTIONS = 5
+"""Most wrong values given with a made-up one."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Questions about some entities: ``train`` in the wording that unlearning saw, ``test`` in held-out wording where there is one."""
+
+    train: tuple[Row, ...]
+    test: tuple[Row, ...]
+
+    @property
+    def entities(self) -> tuple[str, ...]:
+        """Whom they are about, in the order in which they come."""
+        return tuple(dict.fromkeys(row.entity for row in self.test))
+
+    def where(self, keep: Mapping[str, frozenset[str]]) -> tuple[tuple[Row, ...], tuple[int, ...]]:
+        """Rows of ``train`` whose fact is in ``keep`` (facts by entity), and places in ``test`` of all rows whose fact is not."""
+        key = fact_keys((*self.train, *self.test))
+        taught = tuple(row for row in self.train if key(row) in keep.get(row.entity, frozenset()))
+        answers = {(row.entity, normalise_answer(row.answer)) for row in taught}
+        places = (
+            i
+            for i, row in enumerate(self.test)
+            if key(row) not in keep.get(row.entity, frozenset()) and (row.entity, normalise_answer(row.answer)) not in answers
+        )
+        return taught, tuple(places)
+
+
+class fact_keys:  # noqa: N801 used as a function
+    """``fact_keys(rows)(row)``: which fact a row is about: its attribute where that has one answer for each entity, else its answer."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        answers: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for row in rows:
+            answers[row.entity, row.attribute].add(normalise_answer(row.answer))
+        several = {attribute for (_, attribute), found in answers.items() if len(found) > 1}
+        self.attributes = {row.attribute for row in rows} - several - {""}
+
+    def __call__(self, row: Row) -> str:
+        """The fact's name, the same in every wording."""
+        return row.attribute if row.attribute in self.attributes else f"= {normalise_answer(row.answer)}"
+
+
+def splits(facts: Facts, share: float, count: int, seed: int) -> Iterator[dict[str, frozenset[str]]]:
+    """``count`` choices of the facts to be taught, by entity; the others are asked for.
+
+    Where entities share their attributes, the same ones are taught for all, and different ones in every choice as long as there are; else
+    they are drawn for each entity.
+
+    Args:
+        facts: the facts of one side.
+        share: of an entity's facts to be taught, in (0, 1); at least one, and one is left.
+        count: choices, >= 1.
+        seed: seed of the draw.
+
+    Raises:
+        DataError: no entity has two facts.
+    """
+    key = fact_keys((*facts.train, *facts.test))
+    by_entity = {name: sorted({key(row) for row in facts.train if row.entity == name}) for name in facts.entities}
+    by_entity = {name: keys for name, keys in by_entity.items() if len(keys) >= 2}
+    if not by_entity:
+        raise DataError("Relearning must have two facts or more about an entity, some to teach and others to ask for; found none.")
+    rng = np.random.default_rng(seed)
+
+    def taught(keys: Sequence[str]) -> int:
+        return min(len(keys) - 1, max(1, round(share * len(keys))))
+
+    if len(set(map(tuple, by_entity.values()))) == 1:
+        keys = next(iter(by_entity.values()))
+        every = list(itertools.islice(itertools.combinations(keys, taught(keys)), 10_000))
+        order = rng.permutation(len(every))
+        for n in range(count):
+            yield dict.fromkeys(by_entity, frozenset(every[order[n % len(every)]]))
+        return
+    for _ in range(count):
+        yield {name: frozenset(rng.permutation(keys)[: taught(keys)].tolist()) for name, keys in by_entity.items()}
+
+
+def pools(data: EntityData) -> dict[str, tuple[str, ...]]:
+    """Answers that occur for each attribute, over the rows about people whom the model knows."""
+    found: dict[str, dict[str, None]] = defaultdict(dict)
+    sets = [*(data.streams[name] for name in ("forget", "retain", "known")), *(data.evaluation.get(n, ()) for n in ("forget", "retain"))]
+    for row in (row for rows in sets for row in rows if row.attribute and row.kind == "qa"):
+        found[row.attribute][row.answer] = None
+    return {attribute: tuple(answers) for attribute, answers in found.items() if len(answers) > 1}
+
+
+def options_of(row: Row, pool: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Values that the answer of a row competes with, itself first: all of its attribute, else the row's wrong answers."""
+    others = pool.get(row.attribute) or row.perturbed_answers
+    return (row.answer, *(value for value in dict.fromkeys(others) if normalise_answer(value) != normalise_answer(row.answer)))
+
+
+def target_facts(data: EntityData) -> Facts:
+    """The questions of the forget rows, and the same facts in held-out wording where the source has it.
+
+    Raises:
+        DataError: there are no questions.
+    """
+    train = tuple(row for row in data.streams["forget"] if row.kind == "qa") or tuple(data.evaluation.get("forget", ()))
+    train = train or tuple(row for row in data.streams["forget"] if row.prompt)
+    test = tuple(data.evaluation.get("forget_paraphrased", ())) or tuple(data.evaluation.get("forget", ())) or train
+    if not train or not test:
+        raise DataError("The forget rows must hold questions, or sentences to go on with, to be attacked; found none.")
+    return Facts(train, test)
+
+
+def control_facts(data: EntityData, facts: Facts, seed: int) -> Facts:
+    """The rows of ``facts`` with unknown names in the place of the targets' and made-up answers, one for each fact of a name.
+
+    Names are held-out unknown ones where the source has them, so that no loss has seen them. Values are drawn from those that the fact's
+    attribute has, else from the row's wrong answers, else from the answers of other rows.
+
+    Raises:
+        DataError: too few unknown names, or no row in which the name can be replaced.
+    """
+    held = [*data.evaluation.get("unknown", ()), *data.latent.get("unknown", ())]
+    seen = [row for row in data.streams["unknown"] if row.mentions]
+    taken = {name for row in (*facts.train, *facts.test) for name in (row.entity, *row.mentions)}
+    names = dict.fromkeys(row.mentions[0] for row in (*held, *seen) if row.mentions)
+    strangers = [name for name in names if name not in taken]
+    few = len(dict.fromkeys(row.mentions[0] for row in held if row.mentions))
+    wanted = len({row.entity for row in (*facts.train, *facts.test)})
+    strangers = strangers[: max(few, wanted)]
+    tagged = [replace(row, row_id=i) for i, row in enumerate((*facts.train, *facts.test))]
+    rows, key, pool = (*facts.train, *facts.test), fact_keys(tagged), pools(data)
+    rng = np.random.default_rng(seed + 1)
+    values: dict[tuple[str, str], tuple[str, ...]] = {}
+    made: dict[int, Row] = {}
+    for row in matched_rows(tagged, strangers, 1, seed):
+        source = rows[row.row_id]
+        fact = (row.entity, key(source))
+        if fact not in values:
+            others = list(options_of(source, pool)) if len(options_of(source, pool)) > 1 else sorted({r.answer for r in rows})
+            values[fact] = tuple(others[i] for i in rng.permutation(len(others)))
+        answer, *wrong = values[fact]
+        made[row.row_id] = replace(
+            row,
+            row_id=source.row_id,
+            answer=answer,
+            accepted_answers=(),
+            paraphrased_answer="",
+            perturbed_answers=tuple(wrong[:N_OPTIONS]),
+        )
+    n = len(facts.train)
+    found = Facts(*(tuple(row for i, row in made.items() if (i < n) == first) for first in (True, False)))
+    if not found.train or not found.test:
+        raise DataError("The forget rows must hold the full name of their entity, so that an unknown one can stand in; found none that do.")
+    return found

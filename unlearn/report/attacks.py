@@ -1,0 +1,150 @@
+"""Figures and a table of attacks, from what they left in a run's folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from unlearn.functional.contrast import cell_means
+from unlearn.functional.judgement import TOLERANCE, attack_excesses
+from unlearn.report.names import DASH, plain
+from unlearn.report.style import PALETTE, house_style, save
+from unlearn.tracking.files import read_json
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+MOST = 18
+"""Most settings that a figure of dots shows, the best ones of the target."""
+ROLES: Mapping[str, tuple[str, str, str]] = {
+    "target": ("this model, target", "run-1", "-"),
+    "control": ("this model, unknown names", "muted", "--"),
+    "gold": ("gold model, target", "run-2", "-"),
+    "gold control": ("gold model, unknown names", "run-2", ":"),
+}
+"""Series -> (words, role of the colour, dashes)."""
+_CURVE = re.compile(r"(?:.*_)?(?:step|k)(\d+)$")
+
+
+def attack_series(path: Path, name: str) -> tuple[list[str], dict[str, np.ndarray[Any, Any]]]:
+    """Cells of an attack and the mean of each side in them: ``target``, ``control`` and, where there is a gold model, its two.
+
+    Both are empty where the attack was not made.
+    """
+    record = read_json(path / "attacks" / f"{name}.json")
+    if "outcome" not in record:
+        return [], {}
+    cells = [str(cell) for cell in record["outcome"]["cells"]]
+    series = {side: cell_means(np.array(record["outcome"][side], dtype=float)) for side in ("target", "control")}
+    if "gold" in record and list(record["gold"]["cells"]) == cells:
+        series |= {
+            key: cell_means(np.array(record["gold"][side], dtype=float)) for key, side in (("gold", "target"), ("gold control", "control"))
+        }
+    return cells, series
+
+
+def draw_attack(path: Path, name: str) -> list[Path]:
+    """Write ``plots/attack_<name>.png`` and ``.svg`` below ``path``; nothing where the attack was not made."""
+    cells, series = attack_series(path, name)
+    if not cells:
+        return []
+    with house_style():
+        return list(save(attack_figure(name, cells, series), path / "plots", f"attack_{name}"))
+
+
+def attack_figure(name: str, cells: Sequence[str], series: Mapping[str, np.ndarray[Any, Any]]) -> Figure:
+    """Right answers in every setting: a curve over steps or draws where the settings are such, dots otherwise."""
+    places = [_CURVE.fullmatch(cell) for cell in cells]
+    if all(places) and len({match[1] for match in places if match}) > 1:
+        return _curves(name, [int(match[1]) for match in places if match], series)
+    return _dots(name, cells, series)
+
+
+def _curves(name: str, places: Sequence[int], series: Mapping[str, np.ndarray[Any, Any]]) -> Figure:
+    """Best setting at each number of steps or draws."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.9, 3.5))
+    ax = figure.add_axes((0.13, 0.16, 0.83, 0.6))
+    xs = sorted(set(places))
+    for side, values in series.items():
+        words, role, dashes = ROLES[side]
+        best = [max((v for p, v in zip(places, values, strict=True) if p == x and v == v), default=np.nan) for x in xs]
+        ax.plot(xs, best, dashes, color=PALETTE[role], label=words, marker="o", markersize=4, linewidth=1.6, clip_on=False)
+    ax.set(xscale="log", ylim=(-0.03, 1.03), xlabel="draws for each question" if name == "sample" else "steps of training")
+    ax.set_xticks(xs, [str(x) for x in xs])
+    ax.minorticks_off()
+    ax.set_ylabel("questions answered right")
+    _finish(figure, ax, name)
+    return figure
+
+
+def _dots(name: str, cells: Sequence[str], series: Mapping[str, np.ndarray[Any, Any]]) -> Figure:
+    """One line for each setting, the best for the target first where there are many."""
+    from matplotlib.figure import Figure
+
+    order = list(range(len(cells)))
+    if len(order) > MOST:
+        order = sorted(order, key=lambda i: -np.nan_to_num(series["target"][i]))[:MOST]
+    height = 1.45 + 0.22 * len(order)
+    figure = Figure(figsize=(4.9, height))
+    left = 0.06 + 0.0165 * max(len(cells[i]) for i in order)
+    ax = figure.add_axes((left, 0.5 / height, 0.97 - left, (height - 1.3) / height))
+    for side, values in series.items():
+        words, role, _ = ROLES[side]
+        marker = "o" if side in ("target", "gold") else "|"
+        fill = PALETTE[role] if side == "target" or marker == "|" else "none"
+        ax.plot([values[i] for i in order], range(len(order)), marker, color=PALETTE[role], markerfacecolor=fill, label=words, markersize=6)
+    ax.set(xlim=(-0.03, 1.03), ylim=(len(order) - 0.5, -0.5), xlabel="questions answered right")
+    ax.set_yticks(range(len(order)), [cells[i] for i in order])
+    ax.grid(axis="y", visible=False)
+    _finish(figure, ax, name)
+    return figure
+
+
+def _finish(figure: Figure, ax: Axes, name: str) -> None:
+    height = figure.get_size_inches()[1]
+    figure.text(0.02, 1 - 0.1 / height, f"Attack: {name}", fontweight="bold", fontsize=10.5, va="top")
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper left", bbox_to_anchor=(0.005, 1 - 0.28 / height), ncols=2, frameon=False, fontsize=8)
+
+
+def attack_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """One line for each attack, most telling first: name, target, control, excess with interval, gold model."""
+    lines: list[tuple[str, ...]] = []
+    for name, (beyond, low) in sorted(attack_excesses(results).items(), key=lambda item: -item[1][0]):
+        key = f"attack/{name}"
+        target = next((results[f"{key}_{m}"] for m in ("accuracy", "recovery") if f"{key}_{m}" in results), float("nan"))
+        ends = [results.get(f"{key}_excess/ci_{end}") for end in ("low", "high")]
+        interval = f" ({ends[0]:+.2f} to {ends[1]:+.2f})" if None not in ends else ""
+        gold = results.get(f"{key}_gold")
+        mark = "gets facts out" if beyond > TOLERANCE and low > 0 else ""
+        shown = f"{results[f'{key}_excess']:+.2f}{interval}", DASH if gold is None else f"{gold:.2f}", mark
+        lines.append((name, f"{target:.2f}", f"{results[f'{key}_control']:.2f}", *shown))
+    return lines
+
+
+HEADINGS = ("attack", "target", "control", "excess (95 %)", "gold", "")
+
+
+def attack_table(results: Mapping[str, Any], skipped: Mapping[str, str]) -> Table:
+    """A rich table of ``attack_rows``, and of the attacks that could not be made."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left")
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading in ("attack", "") else "right")
+    for line in attack_rows({key: value for key, value in results.items() if isinstance(value, int | float)}):
+        table.add_row(*(Text(plain(cell), "red" if line[-1] else "") for cell in line))
+    for name, lacks in skipped.items():
+        table.add_row(Text(name, "dim"), *(Text(DASH, "dim") for _ in range(4)), Text(f"needs {lacks}", "dim"))
+    table.caption = Text("share of right answers at the best setting; control: unknown names with made-up facts", "dim")
+    return table
