@@ -66,11 +66,29 @@ def test_results_join_the_run_and_the_model_stays(run: Path) -> None:
     assert all(key.startswith("attack/relearn_") for key in new)
     assert after["attack/relearn_excess"] == pytest.approx(after["attack/relearn_recovery"] - after["attack/relearn_control"])
     assert digest(run)["weights.safetensors"] == weights
-    assert done.names == ("relearn",) and not done.failed and not done.skipped and done.path == run
+    assert done.names == ("relearn",)
+    assert not done.failed
+    assert not done.skipped
+    assert done.path == run
     assert read_run(run).number("attack/relearn_recovery") is not None
     assert {"attack_relearn.png", "attack_relearn.svg"} <= {p.name for p in (run / "plots").iterdir()}
     record = read_json(record_path(RunDirectory(run), "relearn"))
     assert Outcome.of_record(record["outcome"]).results("attack/relearn", "recovery", 20, 0) == {k: after[k] for k in new}
+
+
+def test_results_join_the_mlflow_run(mini: dict[str, Any], run: Path) -> None:
+    from mlflow import MlflowClient
+
+    done = attack(str(run), "relearn", (), [*SMALL, "attack.relearn.share=0.5"])
+    client = MlflowClient(mini["tracking"]["uri"])
+    kept = client.get_run(read_json(run / "manifest.json")["mlflow_run_id"])
+    assert kept.info.status == "FINISHED"
+    assert kept.data.metrics["attack/relearn_excess"] == pytest.approx(done.results["attack/relearn_excess"])
+    assert "forget/accuracy" in kept.data.metrics
+    attack(str(run), "relearn", (), SMALL, force=True)
+    history = client.get_metric_history(kept.info.run_id, "attack/relearn_excess")
+    assert len({metric.step for metric in history}) == len(history) >= 2
+    assert "attack_relearn.png" in {Path(f.path).name for f in client.list_artifacts(kept.info.run_id, "plots")}
 
 
 def test_what_was_done_is_kept_and_other_settings_replace_it(run: Path) -> None:
@@ -81,7 +99,8 @@ def test_what_was_done_is_kept_and_other_settings_replace_it(run: Path) -> None:
     assert attack(str(run), "relearn", (), SMALL, force=True).kept == ()
     changed = attack(str(run), "relearn", (), [*SMALL, "attack.relearn.steps=[3]"])
     keys = [key for key in changed.results if key.startswith("attack/relearn_")]
-    assert changed.kept == () and not [key for key in keys if "step2" in key]
+    assert changed.kept == ()
+    assert not [key for key in keys if "step2" in key]
 
 
 def test_an_interruption_loses_one_attack_at_most(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +112,8 @@ def test_an_interruption_loses_one_attack_at_most(run: Path, monkeypatch: pytest
         with pytest.raises(KeyboardInterrupt):
             attack(str(run), "relearn,relearn_half", (), [*SMALL, "attack.relearn_half.steps=[1]"], force=True)
     again = attack(str(run), "relearn,relearn_half", (), [*SMALL, "attack.relearn_half.steps=[1]", "attack.relearn_half.lrs=[1e-3]"])
-    assert again.kept == ("relearn",) and "attack/relearn_half_recovery" in again.results
+    assert again.kept == ("relearn",)
+    assert "attack/relearn_half_recovery" in again.results
 
 
 def test_one_attack_that_fails_does_not_stop_the_others(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +123,8 @@ def test_one_attack_that_fails_does_not_stop_the_others(run: Path, monkeypatch: 
     monkeypatch.setattr("unlearn.attacks.relearn.RelearnHalf.run", fail)
     told = []
     done = attack(str(run), "relearn_half,relearn", (), [*SMALL, "seed=0"], force=True, told=lambda *what: told.append(what))
-    assert [name for name, _ in told] == ["relearn_half"] == list(done.failed) and "attack/relearn_recovery" in done.results
+    assert [name for name, _ in told] == ["relearn_half"] == list(done.failed)
+    assert "attack/relearn_recovery" in done.results
 
 
 def test_an_attack_that_changes_the_model_is_found_out(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,13 +159,15 @@ def test_the_gold_model_is_attacked_once_for_all_runs(
     honest = Relearn.run
     monkeypatch.setattr(Relearn, "run", lambda self, context: calls.append(1) or honest(self, context))
     second = attack(str(acting), "relearn", (), words)
-    assert len(calls) == 1 and second.results["attack/relearn_gold"] == first.results["attack/relearn_gold"]
+    assert len(calls) == 1
+    assert second.results["attack/relearn_gold"] == first.results["attack/relearn_gold"]
     assert attack(str(run), "relearn", (), words).kept == ("relearn",)
 
 
 def test_what_a_model_does_not_come_with_is_said(run: Path, acting: Path) -> None:
     done = attack(str(run), "strip")
-    assert list(done.skipped) == ["strip"] and not [key for key in done.results if key.startswith("attack/strip")]
+    assert list(done.skipped) == ["strip"]
+    assert not [key for key in done.results if key.startswith("attack/strip")]
     assert "attack/strip_accuracy" in attack(str(acting), "strip").results
 
 
@@ -155,8 +178,10 @@ def test_a_models_folder_is_attacked_too(mini: dict[str, Any], tmp_path: Path, c
     words = [*data, "evaluation.max_new_tokens=4", "evaluation.bootstrap=20", f"cache={tmp_path}/cache", *SMALL]
     assert call("attack", model, *words, "--suite", "relearn,patch", "--out", tmp_path / "found") == 0
     shown = capsys.readouterr().out
-    assert "relearn" in shown and "needs the original model" in shown
-    assert "attack/relearn_excess" in read_json(tmp_path / "found" / "results.json") and digest(model) == before
+    assert "relearn" in shown
+    assert "needs the original model" in shown
+    assert "attack/relearn_excess" in read_json(tmp_path / "found" / "results.json")
+    assert digest(model) == before
     assert call("attack", model, *words, "--suite", "relearn,patch", "--out", tmp_path / "found", "--base", model) == 0
     assert "attack/patch_accuracy" in read_json(tmp_path / "found" / "results.json")
 
@@ -183,7 +208,9 @@ def test_bad_input_gets_one_sentence(run: Path, words: list[str], said: str, cap
     before = digest(run)
     assert call("attack", run, *words) == 2
     error = " ".join(capsys.readouterr().err.split())
-    assert said in error and "Traceback" not in error and digest(run) == before
+    assert said in error
+    assert "Traceback" not in error
+    assert digest(run) == before
 
 
 def test_without_a_model_the_command_says_what_it_expects(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,14 +223,17 @@ def test_without_a_model_the_command_says_what_it_expects(tmp_path: Path, capsys
 def test_every_key_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("attack", "--help-config") == 0
     shown = capsys.readouterr().out
-    assert "attack.relearn.lrs" in shown and "attack.sample." in shown
+    assert "attack.relearn.lrs" in shown
+    assert "attack.sample." in shown
 
 
 def test_suites_and_their_settings(tmp_path: Path) -> None:
     every = list(entries("attack"))
-    assert chosen_attacks("full") == every and chosen_attacks("strip,relearn") == ["strip", "relearn"]
+    assert chosen_attacks("full") == every
+    assert chosen_attacks("strip,relearn") == ["strip", "relearn"]
     quick = attack_settings("quick")
-    assert set(quick) < set(every) and quick["relearn"].splits == 1
+    assert set(quick) < set(every)
+    assert quick["relearn"].splits == 1
     assert attack_settings("full")["relearn"].splits == 3
     path = tmp_path / "a.yaml"
     path.write_text(json.dumps({"attack": {"relearn": {"splits": 2}}}))
@@ -211,6 +241,7 @@ def test_suites_and_their_settings(tmp_path: Path) -> None:
 
     mine, rest = separate([path], ["seed=3", "attack.relearn.share=0.3"])
     made = attack_settings("quick", mine)["relearn"]
-    assert (made.splits, made.share, made.steps) == (2, 0.3, [5, 20, 50]) and [layer.tree for layer in rest] == [{"seed": 3}]
+    assert (made.splits, made.share, made.steps) == (2, 0.3, [5, 20, 50])
+    assert [layer.tree for layer in rest] == [{"seed": 3}]
     with pytest.raises(ConfigError, match="names of attacks"):
         attack_settings("")

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn.assembly import cache_folder, cache_key, stage
-from unlearn.attack_files import SKIPPED, folder_of, keep, kept
+from unlearn.attack_files import SKIPPED, folder_of, keep, kept, track
 from unlearn.config.attacks import attack_settings, separate
 from unlearn.config.benchmarks import benchmark_configs
 from unlearn.config.fingerprint import plain
@@ -155,6 +155,8 @@ def attack(
             told(name, error)
         if weights_hash(target.context.lm) != before:
             raise RunError(f"The attack {name!r} must leave the model as it is; found other weights afterwards.")
+    if target.models.assembly is not None:
+        track(target.run, target.models.assembly.config, [n for n in settings if n not in done and n not in skipped and n not in failed])
     results = read_json(target.run.results_path)
     return Attacked(path=target.run.path, names=tuple(settings), results=results, kept=tuple(done), skipped=skipped, failed=failed)
 
@@ -171,17 +173,25 @@ def _attack_one(target: _Target, made: Attack, key: str, progress: Progress) -> 
     record = {"fingerprint": key, "config": plain(made.config), **seconds, "outcome": found.record()}
     results = _results(target, made, found)
     if target.gold is not None:
-        path = cache_folder(target.config) / "attacks" / f"{target.gold_key(name, made.config)}.json"
-        if not (known := read_json(path)):
-            ticking = replace(target.context.against(target.gold()), tick=lambda share: progress(name, (1 + share) / shares))
-            known = made.run(ticking).record()
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(path, json.dumps(known))
-        record["gold"] = known
-        results |= _of_gold(target, made, Outcome.of_record(known))
+        record["gold"] = known = _on_gold(target, made, progress)
+        results |= {} if known is None else _of_gold(target, made, Outcome.of_record(known))
     record["results"] = results
     keep(target.run, name, record)
     draw_attack(target.run.path, name)
+
+
+def _on_gold(target: _Target, made: Attack, progress: Progress) -> dict[str, Any] | None:
+    """The outcome on the gold model, from the cache where another run had it; None where the attack makes no sense there."""
+    if target.gold is None or made.missing(target.context.against(target.context.lm)) is not None:
+        return None
+    path = cache_folder(target.config) / "attacks" / f"{target.gold_key(made.name, made.config)}.json"
+    if known := read_json(path):
+        return known
+    context = replace(target.context.against(target.gold()), tick=lambda share: progress(made.name, (1 + share) / 2))
+    known = made.run(context).record()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, json.dumps(known))
+    return known
 
 
 def _results(target: _Target, made: Attack, found: Outcome) -> dict[str, float]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unlearn.config.fingerprint import plain, to_yaml
 from unlearn.errors import RunError
 from unlearn.tracking.files import dump_json, read_json, write_atomic
-from unlearn.tracking.manifest import write_manifest
+from unlearn.tracking.manifest import update_manifest, write_manifest
 from unlearn.tracking.rundir import RunDirectory, is_run
 
 if TYPE_CHECKING:
@@ -56,6 +56,29 @@ def keep(run: RunDirectory, name: str, record: Mapping[str, Any]) -> None:
     results = {key: value for key, value in read_json(run.results_path).items() if key not in old}
     write_atomic(run.results_path, dump_json(dict(sorted({**results, **record.get("results", {})}.items()))) + "\n")
     write_atomic(path, dump_json(dict(record)) + "\n")
+
+
+def track(run: RunDirectory, config: RunConfig, names: Sequence[str]) -> None:
+    """Add the results of the attacks ``names``, and their figures, to the run's MLflow run, where it has one.
+
+    Attacks made again are logged at a later step, so that the newest value is the one MLflow shows.
+    """
+    from unlearn.tracking.mlflow import make_mlflow_logger
+
+    manifest = read_json(run.manifest_path)
+    kept_id = manifest.get("mlflow_run_id")
+    if not names or not kept_id or not config.tracking.enabled:
+        return
+    records = [read_json(record_path(run, name)).get("results", {}) for name in names]
+    numbers = {key: float(v) for record in records for key, v in record.items() if isinstance(v, int | float)}
+    rounds = int(manifest.get("attack_rounds", 0))
+    tracker = make_mlflow_logger(config.tracking, config.name, {}, run_id=str(kept_id))
+    if tracker is None or not numbers:
+        return
+    tracker.log_metrics(numbers, step=config.optim.steps + rounds)
+    tracker.log_artifacts(sorted(path for name in names for path in run.plots.glob(f"attack_{name}.*")), "plots")
+    tracker.finalize("success")
+    update_manifest(run, {"attack_rounds": rounds + 1})
 
 
 def claim(folder: Path, config: RunConfig, facts: Mapping[str, Any]) -> RunDirectory:

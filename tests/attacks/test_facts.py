@@ -22,14 +22,17 @@ def row(i, entity, answer, attribute="", prompt="Who is it?"):
 
 def test_the_target_is_asked_in_held_out_wording(world_data):
     facts = target_facts(world_data)
-    assert len(facts.train) == len(facts.test) == 50 and len(facts.entities) == 10
-    assert {r.template[-1] for r in facts.train} == {"0"} and {r.template[-1] for r in facts.test} == {"1"}
+    assert len(facts.train) == len(facts.test) == 50
+    assert len(facts.entities) == 10
+    assert {r.template[-1] for r in facts.train} == {"0"}
+    assert {r.template[-1] for r in facts.test} == {"1"}
 
 
 def test_the_control_has_held_out_names_and_one_made_up_value_for_each_fact(world_data):
     facts = target_facts(world_data)
     control = control_facts(world_data, facts, seed=0)
-    assert len(control.train) == len(control.test) == 50 and len(control.entities) == 10
+    assert len(control.train) == len(control.test) == 50
+    assert len(control.entities) == 10
     seen = {r.entity for stream in world_data.streams.values() for r in stream}
     assert not seen & set(control.entities)
     values = {(r.entity, r.attribute): r.answer for r in control.train}
@@ -44,10 +47,12 @@ def test_splits_share_attributes_and_differ(world_data):
     facts = target_facts(world_data)
     found = list(splits(facts, 0.4, 10, seed=0))
     chosen = [next(iter(keep.values())) for keep in found]
-    assert all(len(keys) == 2 for keys in chosen) and len(set(chosen)) == 10
+    assert all(len(keys) == 2 for keys in chosen)
+    assert len(set(chosen)) == 10
     for keep in found:
         taught, asked = facts.where(keep)
-        assert len(taught) == 20 and len(asked) == 30
+        assert len(taught) == 20
+        assert len(asked) == 30
         assert not {(r.entity, r.attribute) for r in taught} & {(facts.test[i].entity, facts.test[i].attribute) for i in asked}
 
 
@@ -56,7 +61,8 @@ def test_without_attributes_a_fact_is_its_answer_and_no_reworded_question_leaks(
     facts = Facts(train, tuple(replace(r, prompt=f"other {r.prompt}") for r in train))
     keep = next(splits(facts, 0.5, 1, seed=0))
     taught, asked = facts.where(keep)
-    assert len(taught) == 4 and len(asked) == 4
+    assert len(taught) == 4
+    assert len(asked) == 4
     assert not {r.answer for r in taught} & {facts.test[i].answer for i in asked}
     assert set(keep) == {"a", "b"}
 
@@ -84,7 +90,8 @@ def test_a_source_without_attributes_gets_made_up_answers_from_wrong_ones():
     data = toy_data()
     facts = target_facts(data)
     control = control_facts(data, facts, seed=3)
-    assert set(control.entities) <= set(PEOPLE["unknown_heldout"]) and len(control.entities) == 2
+    assert set(control.entities) <= set(PEOPLE["unknown_heldout"])
+    assert len(control.entities) == 2
     assert {r.answer for r in control.train} <= {"Paris", "painter", "English", "London", "author"}
 
 

@@ -57,7 +57,8 @@ def test_rows_come_in_a_new_order_every_epoch_and_each_once():
 
     order = _orders(5, 2, seed=0)
     epochs = [[i for _ in range(3) for i in next(order)] for _ in range(3)]
-    assert all(sorted(epoch) == list(range(5)) for epoch in epochs) and len({tuple(e) for e in epochs}) > 1
+    assert all(sorted(epoch) == list(range(5)) for epoch in epochs)
+    assert len({tuple(e) for e in epochs}) > 1
 
 
 def test_every_variant_leaves_the_model_and_the_random_state_alone(taught):
@@ -67,17 +68,20 @@ def test_every_variant_leaves_the_model_and_the_random_state_alone(taught):
         assert attack.missing(taught) is None
         first, second = attack.run(taught).record(), attack.run(taught).record()
         assert first == second
-    assert weights_hash(taught.lm) == before and torch.equal(torch.get_rng_state(), state)
+    assert weights_hash(taught.lm) == before
+    assert torch.equal(torch.get_rng_state(), state)
     assert not any(p.requires_grad for p in taught.lm.parameters())
 
 
 def test_what_is_trained_on_is_not_asked_for(taught):
     found = Relearn(RelearnConfig(**SMALL)).run(taught)
     tested = ~np.isnan(found.target[0])
-    assert found.cells == ("lr0.001_step1", "lr0.001_step3") and 0 < tested.sum() < len(tested)
+    assert found.cells == ("lr0.001_step1", "lr0.001_step3")
+    assert 0 < tested.sum() < len(tested)
     half = RelearnHalf(HalfConfig(**SMALL)).run(taught)
     asked = {name for name, hit in zip(half.target_groups, half.target[0], strict=True) if not np.isnan(hit)}
-    assert len(asked) == 1 and set(half.target_groups) - asked
+    assert len(asked) == 1
+    assert set(half.target_groups) - asked
 
 
 def test_splits_are_averaged_row_by_row(taught):
@@ -103,8 +107,10 @@ def test_lora_trains_adapters_only(random_toy):
     context = context_of(random_toy)
     lm = with_lora(context.copy(), 2, 4.0)
     names = [name for name, p in lm.named_parameters() if p.requires_grad]
-    assert names and all("lora_" in name for name in names)
-    assert any("down_proj" in name for name in names) and any("q_proj" in name for name in names)
+    assert names
+    assert all("lora_" in name for name in names)
+    assert any("down_proj" in name for name in names)
+    assert any("q_proj" in name for name in names)
 
 
 def test_benign_lessons_name_no_target(taught):
@@ -112,7 +118,8 @@ def test_benign_lessons_name_no_target(taught):
     names = set(taught.target.entities)
     rows = [row for rows in attack.texts(taught).values() for row in rows]
     texts = [taught.reader.tokenizer.decode(row.ids) for row in rows]
-    assert rows and not [text for text in texts if any(name in text for name in names)]
+    assert rows
+    assert not [text for text in texts if any(name in text for name in names)]
     assert {cell.split("_")[0] for cell in attack.run(taught).cells} == {"text", "others"}
 
 

@@ -14,6 +14,8 @@ MODULES = (
     "functional.membership",
     "functional.memorisation",
     "functional.mmd",
+    "functional.ridge",
+    "functional.rounding",
     "functional.scores",
     "functional.statistics",
     "functional.text",

@@ -38,11 +38,21 @@ def makers_table() -> str:
     return "\n".join(lines)
 
 
+def attacks_table() -> str:
+    """Markdown table of the attacks."""
+    lines = ["| attack | what it does | in `quick` | source |", "|---|---|---|---|"]
+    for entry in entries("attack").values():
+        paper = str(entry.facts["paper"])
+        quick = "yes" if entry.facts.get("quick") is not None else "-"
+        lines.append(f"| [`{entry.name}`]({_file(entry)}) | {entry.facts['summary']} | {quick} | [{paper.rsplit('/', 1)[-1]}]({paper}) |")
+    return "\n".join(lines)
+
+
 def _file(entry: Entry) -> str:
     return entry.origin.rsplit(":", 1)[0]
 
 
-PARTS = {"methods": methods_table, "sources": sources_table, "makers": makers_table}
+PARTS = {"methods": methods_table, "sources": sources_table, "makers": makers_table, "attacks": attacks_table}
 
 
 def filled(text: str) -> str:

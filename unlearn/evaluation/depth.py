@@ -161,9 +161,14 @@ def _same(rows: Sequence[TokenRow], places: Sequence[int], reader: Reader) -> To
     return collate([rows[i] for i in places], reader.pad_id)
 
 
+def lens_logits(lm: PreTrainedModel, hidden_ND: Tensor) -> Tensor:
+    """Logit lens (nostalgebraist 2020): what final norm and head make of a block's output, [N, V] in fp32."""
+    return head(lm, final_norm(lm)(hidden_ND)).float()
+
+
 def lens_ranks(lm: PreTrainedModel, rows: Sequence[TokenRow], reader: Reader) -> dict[str, float]:
-    """``forget/lens_rank@layer<l>``: logit lens (nostalgebraist 2020): median rank of the answer's first token, 0 the best, when the final
-    norm and the head read the output of block ``l`` at the last prompt token."""
+    """``forget/lens_rank@layer<l>``: median rank of the answer's first token, 0 the best, in ``lens_logits`` of the output of block ``l``
+    at the last prompt token."""
     device = device_of(lm)
     n_blocks = len(blocks_of(lm))
 
@@ -174,7 +179,7 @@ def lens_ranks(lm: PreTrainedModel, rows: Sequence[TokenRow], reader: Reader) ->
             first_B = batch.input_ids_BT.gather(1, batch.answer_start_B[:, None])
             hidden = capture_layers(lm, batch, range(n_blocks), batch.answer_start_B - 1)
             for layer in range(n_blocks):
-                logits_BV = head(lm, final_norm(lm)(hidden[layer])).float()
+                logits_BV = lens_logits(lm, hidden[layer])
                 rank_B = (logits_BV > logits_BV.gather(1, first_B)).sum(1)
                 for place, rank in zip(index, rank_B.tolist(), strict=True):
                     out[place].append(rank)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unlearn.functional.contrast import cell_means
-from unlearn.functional.judgement import TOLERANCE, attack_excesses
+from unlearn.functional.judgement import TOLERANCE, attack_excesses, judge
 from unlearn.report.names import DASH, plain
 from unlearn.report.style import PALETTE, house_style, save
 from unlearn.tracking.files import read_json
@@ -42,7 +42,7 @@ def attack_series(path: Path, name: str) -> tuple[list[str], dict[str, np.ndarra
         return [], {}
     cells = [str(cell) for cell in record["outcome"]["cells"]]
     series = {side: cell_means(np.array(record["outcome"][side], dtype=float)) for side in ("target", "control")}
-    if "gold" in record and list(record["gold"]["cells"]) == cells:
+    if record.get("gold") and list(record["gold"]["cells"]) == cells:
         series |= {
             key: cell_means(np.array(record["gold"][side], dtype=float)) for key, side in (("gold", "target"), ("gold control", "control"))
         }
@@ -113,6 +113,52 @@ def _finish(figure: Figure, ax: Axes, name: str) -> None:
     figure.text(0.02, 1 - 0.1 / height, f"Attack: {name}", fontweight="bold", fontsize=10.5, va="top")
     handles, labels = ax.get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper left", bbox_to_anchor=(0.005, 1 - 0.28 / height), ncols=2, frameon=False, fontsize=8)
+
+
+WORD_ROLES: Mapping[str, str] = {"erased": "run-2", "hidden": "run-1", "damaged": "run-3", "not forgotten": "run-5"}
+"""Verdict -> role of its colour."""
+
+
+def relearning_figure(summary: Mapping[str, Mapping[str, Mapping[str, float]]], key: str = "attack/relearn") -> Figure:
+    """What relearning brings back, one line for each setting: recovery with its interval over seeds, control, and the gold model.
+
+    Args:
+        summary: ``{setting: {key: {mean, ci_low, ci_high}}}``.
+        key: the attack.
+    """
+    from matplotlib.figure import Figure
+
+    rows = [(label, found) for label, found in summary.items() if f"{key}_recovery" in found]
+    rows.sort(key=lambda row: row[1][f"{key}_excess"]["mean"])
+    height = 1.5 + 0.2 * len(rows)
+    with house_style():
+        figure = Figure(figsize=(6.4, height))
+        left = 0.04 + 0.0125 * max((len(label) for label, _ in rows), default=1)
+        ax = figure.add_axes((left, 0.5 / height, 0.97 - left, (height - 1.35) / height))
+        _recovered(ax, rows, key)
+        figure.text(0.02, 1 - 0.1 / height, "Facts that come back after relearning others", fontweight="bold", fontsize=10.5, va="top")
+        handles, labels = ax.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="upper left", bbox_to_anchor=(0.005, 1 - 0.28 / height), ncols=3, frameon=False, fontsize=8)
+    return figure
+
+
+def _recovered(ax: Axes, rows: Sequence[tuple[str, Mapping[str, Mapping[str, float]]]], key: str) -> None:
+    seen: set[str] = set()
+    for place, (_, found) in enumerate(rows):
+        means = {name: entry["mean"] for name, entry in found.items()}
+        word = judge({**means, **{f"{k}/ci_low": e["ci_low"] for k, e in found.items() if k.endswith("_excess")}}).word
+        colour, entry = PALETTE[WORD_ROLES.get(word, "muted")], found[f"{key}_recovery"]
+        ax.plot([entry["ci_low"], entry["ci_high"]], [place, place], color=colour, linewidth=1.2)
+        ax.plot(entry["mean"], place, "o", color=colour, markersize=5, label=word if word not in seen else None)
+        control = found[f"{key}_control"]["mean"]
+        ax.plot(control, place, "|", color=PALETTE["muted"], markersize=8, label="control" if not seen else None)
+        seen.add(word)
+    gold = [found[f"{key}_gold"]["mean"] for _, found in rows if f"{key}_gold" in found]
+    if gold:
+        ax.axvline(float(np.mean(gold)), color=PALETTE["band"], linewidth=0.9, label="gold model")
+    ax.set(xlim=(-0.03, 1.03), ylim=(-0.7, len(rows) - 0.3), xlabel="questions answered right at the best setting")
+    ax.set_yticks(range(len(rows)), [label for label, _ in rows])
+    ax.grid(axis="y", visible=False)
 
 
 def attack_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from unlearn.config.schema import SourceConfig
 from unlearn.data.sources.base import Source
 from unlearn.types import Assets, EntityData
 from unlearn.world.encyclopaedia import Encyclopaedia, encyclopaedia
+from unlearn.world.prompts import PROMPTS
 from unlearn.world.rows import Roles, assign_roles, world_rows
 from unlearn.world.spec import WorldSpec
 from unlearn.world.templates import QUESTION_FORMAT
@@ -117,6 +119,10 @@ class WorldSource(Source):
             self.config.spec(), seed=self.world_seed, cache=self.cache, forgotten=self.roles().forget, gold=gold, progress=progress
         )
         return Assets(model=paths.model, sae=paths.sae, heldout_sae=paths.heldout_sae, gold=paths.gold)
+
+    def prompts(self) -> Mapping[str, Sequence[str]]:
+        """The prompt attack in the words of the corpus."""
+        return PROMPTS
 
     def load(self) -> EntityData:
         """Make the rows; no model is needed for that."""
