@@ -2,7 +2,7 @@
 
 fabric run --devices 2 experiments/run.py CONFIG [key=value ...]
 torchrun --nproc-per-node 2 experiments/run.py CONFIG [key=value ...]
-srun python experiments/run.py CONFIG [key=value ...]
+srun python experiments/run.py CONFIG [key=value ...]            (experiments/slurm/run.sbatch)
 python experiments/run.py CONFIG [key=value ...]
 """
 

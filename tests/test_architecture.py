@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from unlearn.config.document import docstrings, fields_of
-from unlearn.config.load import load_study
+from unlearn.config.load import load_config, load_study
 from unlearn.config.plugins import plugin_schemas
 from unlearn.config.schema import RunConfig
 from unlearn.registry import entries
@@ -23,6 +23,8 @@ CONFIGS = sorted(p for pattern in ("configs/**/*.y*ml", "experiments/*/**/*.y*ml
 
 LAYERS = (
     ("errors",),
+    ("processes",),
+    ("meeting",),
     ("types",),
     ("registry",),
     ("config",),
@@ -35,11 +37,13 @@ LAYERS = (
     ("module",),
     ("evaluation",),
     ("callbacks", "attacks"),
+    ("sharding",),
     ("launch",),
     ("assembly",),
     ("restore", "collect", "label"),
     ("subject",),
-    ("run", "benchmark"),
+    ("measuring", "attack_files"),
+    ("run", "benchmark", "attack"),
     ("sweep",),
     ("cli",),
     ("__main__",),
@@ -209,6 +213,14 @@ def test_every_shipped_configuration_loads(path):
         from unlearn.collect import collect_config
 
         assert collect_config(tree["maker"]["name"], path).maker.name == tree["maker"]["name"]
+        return
+    if "attack" in tree:
+        from unlearn.config.attacks import attack_settings, separate
+
+        own, others = separate([path], [])
+        assert attack_settings("full", own)
+        assert {"attack", *(key for layer in others for key in layer.tree)} == set(tree)
+        load_config([PRESET_BASE, *others])
         return
     runs = load_study(path if {"name", "study"} & tree.keys() else [PRESET_BASE, path])
     assert runs

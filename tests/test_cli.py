@@ -52,7 +52,7 @@ def executed(monkeypatch):
     module = ModuleType("unlearn.run")
     module.calls, module.failing = [], {}
 
-    def execute(config, *, force=False):
+    def execute(config, *, force=False, go_on=False):
         module.calls.append((config.name, config.seed, force))
         run = RunDirectory.create(config.out, config.name, exist="replace" if force else "error")
         run.write_config(to_yaml(config))
@@ -159,7 +159,7 @@ class TestRun:
 
     @pytest.mark.parametrize("turned", [False, True])
     def test_ctrl_c_says_how_to_go_on(self, command, executed, turned):
-        def interrupt(config, *, force=False):
+        def interrupt(config, *, force=False, go_on=False):
             executed.calls.append(config.name)
             RunDirectory.create(config.out, config.name)
             try:
@@ -176,7 +176,7 @@ class TestRun:
         assert "interrupted: the run is kept in runs/s/one; unlearn run --resume runs/s/one goes on with it\n" in done.err
 
     def test_ctrl_c_before_there_is_a_folder(self, command, executed):
-        def interrupt(config, *, force=False):
+        def interrupt(config, *, force=False, go_on=False):
             raise KeyboardInterrupt
 
         executed.execute = interrupt
@@ -184,7 +184,7 @@ class TestRun:
         assert (done.code, done.err) == (130, "interrupted: nothing is kept\n")
 
     def test_another_exit_stays_what_it_is(self, command, executed):
-        def leave(config, *, force=False):
+        def leave(config, *, force=False, go_on=False):
             sys.exit(7)
 
         executed.execute = leave
@@ -468,11 +468,15 @@ class TestProcess:
         assert all(name in done.out for name in ("run", "compare", "list", "doctor", "config"))
 
 
-def test_a_study_on_several_devices_needs_a_launcher(command, executed, folder, monkeypatch):
-    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
-    said = command("run", folder / "study.yaml", "trainer.devices=2")
-    assert said.code == 2
-    assert "trainer.devices must be 1 for a study of 2 runs" in " ".join(said.err.split())
+def test_several_devices_are_several_processes_of_the_same_command(command, executed, folder, monkeypatch):
+    started = []
+    monkeypatch.setattr("unlearn.launch._elastic", lambda count, words: started.append((count, list(words))) or 75)
+    words = (str(folder / "study.yaml"), "trainer.devices=2", "trainer.accelerator=cpu")
+    assert command("run", *words, "--only", "one", "--force").code == 75
+    assert started == [(2, ["run", *words, "--only", "one", "--force"])]
     assert not executed.calls
-    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
-    assert command("run", folder / "study.yaml", "trainer.devices=2").code == 0
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert command("run", *words).code == 0
+    assert len(started) == 1
+    assert executed.calls

@@ -192,13 +192,13 @@ def teach(lm: Any, module: UnlearningDataModule, steps: int = 60) -> None:
     lm.requires_grad_(False)
 
 
-def toy(folder: Path, seed: int = 0, taught: bool = False) -> Toy:
-    """Build everything from a seed; with ``taught`` the model knows its forget and retain rows."""
+def toy(folder: Path, seed: int = 0, taught: bool = False, data: EntityData | None = None) -> Toy:
+    """Build everything from a seed; with ``taught`` the model knows its forget and retain rows. ``data`` replaces ``toy_data``."""
     torch.manual_seed(seed)
     lm, tokenizer = tiny_llama(seed=seed), tiny_tokenizer()
     for p in lm.parameters():
         p.requires_grad_(False)
-    data = toy_data()
+    data = data or toy_data()
     config = SourceConfig(source="jsonl", batch=BatchConfig(forget=4, retain=4, known=4, unknown=4))
     module = UnlearningDataModule(data, tokenizer, PromptFormat(), config, steps=5, seed=seed)
     if taught:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearn.config.schema import ModelConfig, RunConfig, SAEConfig, TrainableConfig
 from unlearn.errors import ConfigError
+from unlearn.processes import is_rank_zero
 from unlearn.registry import find
 from unlearn.types import TokenBatch
 
@@ -64,7 +65,7 @@ def stage(name: str) -> Iterator[Callable[[str], None]]:
     """Show what is going on while it goes on; yields a function that names the part at hand."""
     from rich.console import Console
 
-    with Console(stderr=True).status(f"{name} ...") as status:
+    with Console(stderr=True, quiet=not is_rank_zero()).status(f"{name} ...") as status:
         yield lambda part: status.update(f"{name}: {part} ...")
 
 
@@ -177,7 +178,6 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
         banks = build_banks(lm, known, unknown, matched, sae, path)
         selection = select_latents(sae, banks, config.latents, config.seed)
 
-    needs = method_class.required(config.method)
     streams = {s: datamodule.streams[s] for s in method_class.reference_streams_of(config.method)}
     n_blocks = len(blocks_of(lm))
     with stage("reference"):

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from torch.optim.lr_scheduler import LambdaLR
 
+from unlearn.functional.ranks import across_ranks, averaged
 from unlearn.functional.schedule import learning_rate_factor
+from unlearn.models.decoder import device_of
+from unlearn.models.sharded import Sharded
+from unlearn.tracking.randomness import everyone, random_state, set_random_state
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -26,7 +30,7 @@ class UnlearningModule(LightningModule):
     """Trains the unfrozen weights of ``lm`` on the loss of ``method``.
 
     Callbacks measure and loggers record; this module does neither beyond logging the loss terms as ``train/<term>``. A checkpoint holds
-    what training changes: the trained weights, the method's state, and the random state of this process.
+    what training changes: the trained weights, the method's state, and the random state of every process.
     """
 
     def __init__(self, lm: PreTrainedModel, method: Method, optim: OptimConfig) -> None:
@@ -43,6 +47,24 @@ class UnlearningModule(LightningModule):
         self.optim = optim
         self.strict_loading = False
         self.concluded = False
+        self._sharded: Sharded | None = None
+        self.logged: dict[str, Tensor] = {}
+        self._random: dict[str, Any] | None = None
+
+    def configure_model(self) -> None:
+        """Share the weights out over the processes where the strategy has a mesh of them."""
+        if self._sharded is None and self.device_mesh is not None:
+            self._sharded = Sharded(self.lm, self.device_mesh["data_parallel"], str(self.trainer.precision))
+
+    def whole(self) -> PreTrainedModel:
+        """The language model as it stands, in one piece: itself, or a copy where its weights are shared out; every process must ask."""
+        return self.lm if self._sharded is None else cast("PreTrainedModel", self._sharded.whole())
+
+    def on_train_start(self) -> None:
+        """Go on with the random state of the checkpoint, now that nothing draws any more before the first step."""
+        if self._random is not None:
+            set_random_state(self._random)
+            self._random = None
 
     def on_train_batch_start(self, batch: Mapping[str, TokenBatch], batch_idx: int) -> None:
         """Tell the method which optimiser step begins."""
@@ -50,11 +72,15 @@ class UnlearningModule(LightningModule):
             self.method.before_step(self.lm, self.trainer.global_step, self.optim.steps)
 
     def training_step(self, batch: Mapping[str, TokenBatch], batch_idx: int) -> Tensor:
-        """Loss of one batch of streams; logs the total as ``train/loss`` and every named term."""
-        terms = self.method.loss(self.lm, batch)
-        logged = {f"train/{name}": value.detach() for name, value in {"loss": terms.total, **terms.terms}.items()}
+        """Loss of one batch of streams, over the rows of all processes; logs the total as ``train/loss`` and every named term."""
+        with across_ranks():
+            terms = self.method.loss(self.lm, batch)
+            logged = averaged({f"train/{name}": value for name, value in {"loss": terms.total, **terms.terms}.items()})
+        self.logged = {name: value.detach() for name, value in logged.items()}
+        if self.trainer._results is not None:
+            self.trainer._results.clear()  # Lightning goes on logging the last value of a term that a method has stopped to give
         self.log_dict(logged, batch_size=sum(len(b.row_id_B) for b in batch.values()), on_step=True, on_epoch=False)
-        self.log("loss", terms.total.detach(), batch_size=1, prog_bar=True, logger=False)
+        self.log("loss", logged["train/loss"], batch_size=1, prog_bar=True, logger=False)
         return terms.total
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
@@ -70,6 +96,9 @@ class UnlearningModule(LightningModule):
         if self.concluded:
             return
         self.concluded = True
+        if self._sharded is not None:
+            self.lm, self._sharded = self.whole(), None
+            self.method.to(device_of(self.lm))
         if not restored:
             self.method.finish(self.lm)
         self.method.install(self.lm)
@@ -83,11 +112,12 @@ class UnlearningModule(LightningModule):
         trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
         state = checkpoint["state_dict"]
         checkpoint["state_dict"] = {k: v for k, v in state.items() if k in trained or k.endswith("_extra_state")}
-        checkpoint["rng"] = torch.get_rng_state()
+        checkpoint["rng"] = everyone(random_state())
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the random state of the checkpoint."""
-        torch.set_rng_state(checkpoint["rng"].cpu())
+        """Take this process's random state; one that was not there when the checkpoint was written keeps its own."""
+        states = checkpoint["rng"]
+        self._random = states[self.global_rank] if self.global_rank < len(states) else None
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW over the trained weights; warm-up, then constant, linear or cosine decay."""

@@ -1,6 +1,7 @@
 """What a step and an evaluation cost: CPU seconds with one thread, and peak memory, each method in a process of its own.
 
-    python experiments/bench/bench.py [STEPS]
+    python experiments/bench/bench.py [STEPS]     # every method, then tracking
+    python experiments/bench/bench.py tracking    # what tracking adds to 1,000 steps, with SQLite and with a server
 
 Seconds on a shared machine wander; the ratios are taken within one run of this script. Results: experiments/bench/results/bench.json.
 """
@@ -73,8 +74,31 @@ def measure(name: str, steps: int) -> dict[str, float]:
         }
 
 
+def tracking() -> dict[str, object]:
+    """Ratio of the seconds of training with tracking to those without; the figures of a script of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "tracking.json"
+        script = HERE.parent / "reliability" / "tracking_overhead.py"
+        done = subprocess.run([sys.executable, str(script), "--out", str(out)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"tracking: {done.stderr.strip()[-2000:]}")
+        found: dict[str, object] = json.loads(out.read_text(encoding="utf-8"))
+    print(f"tracking: {found['ratio_cpu']} times the CPU seconds, {found['ratio_wall']} times the wall-clock seconds without it")
+    return found
+
+
+def keep(part: dict[str, object]) -> None:
+    """Merge ``part`` into the figures."""
+    path = HERE / "results" / "bench.json"
+    path.parent.mkdir(exist_ok=True)
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path.write_text(json.dumps({**before, **part}, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Measure every method, print a table, write the figures."""
+    if sys.argv[1:2] == ["tracking"]:
+        return keep({"tracking": tracking()})
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 20
     found = {}
     for name in methods():
@@ -89,8 +113,8 @@ def main() -> None:
             f"{name:18} {row['step_cpu_seconds']:10.4f} {row['step_ratio']:12.2f} {row['training_memory_mb']:14.1f} "
             f"{row['peak_memory_mb']:8.0f} {row['evaluation_cpu_seconds']:17.2f}"
         )
-    (HERE / "results").mkdir(exist_ok=True)
-    (HERE / "results" / "bench.json").write_text(json.dumps({"steps": steps, "methods": found}, indent=2) + "\n", encoding="utf-8")
+    keep({"steps": steps, "methods": found})
+    return keep({"tracking": tracking()})
 
 
 if __name__ == "__main__":

@@ -71,9 +71,10 @@ def rounded(entry: dict[str, float]) -> dict[str, float]:
     return {name: float(f"{value:.6g}") for name, value in entry.items()}
 
 
-def means(found: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Means over seeds as the results of one run; the interval of an excess is that over seeds."""
-    results = {key: entry["mean"] for key, entry in found.items()}
+def means(found: dict[str, dict[str, float]], base: dict[str, dict[str, float]]) -> dict[str, float]:
+    """Means over seeds as the results of one run, beside those of the original model; the interval of an excess is that over seeds."""
+    results = {f"{key}_base": base[key]["mean"] for key in ("retain/accuracy_unseen",) if key in base}
+    results |= {key: entry["mean"] for key, entry in found.items()}
     lows = {f"{key}/ci_low": entry["ci_low"] for key, entry in found.items() if key.endswith("_excess")}
     return {**results, **lows}
 
@@ -81,10 +82,10 @@ def means(found: dict[str, dict[str, float]]) -> dict[str, float]:
 def table(summary: dict[str, dict[str, dict[str, float]]], marks: dict[str, str]) -> str:
     """One line for each method: what is forgotten and kept, what each attack gets out beyond its control, the verdict."""
     names = [name for name in entries("attack") if any(f"attack/{name}_excess" in found for found in summary.values())]
-    lines = ["| method | forget | retain | " + " | ".join(name.replace("_", " ") for name in names) + " | verdict |"]
-    lines.append("|---|---:|---:|" + "---:|" * len(names) + "---|")
+    lines = ["| method | forget | retain | unseen | " + " | ".join(name.replace("_", " ") for name in names) + " | verdict |"]
+    lines.append("|---|---:|---:|---:|" + "---:|" * len(names) + "---|")
     for label, found in summary.items():
-        results = means(found)
+        results = means(found, summary.get("none", {}))
         excesses = attack_excesses(results)
 
         def cell(name: str, excesses: dict[str, tuple[float, float]] = excesses, results: dict[str, float] = results) -> str:
@@ -94,8 +95,9 @@ def table(summary: dict[str, dict[str, dict[str, float]]], marks: dict[str, str]
             beyond, low = excesses[name]
             return f"**{text}**" if beyond > TOLERANCE and low > 0 else text
 
-        start = f"| {label}{' (inference only)' if marks.get(label) else ''} | {results['forget/accuracy']:.2f} | {results['retain/accuracy']:.2f} |"
-        lines.append(f"{start} " + " | ".join(map(cell, names)) + f" | {judge(results).word} |")
+        shown = [label + (" (inference only)" if marks.get(label) else "")]
+        shown += [f"{results[key]:.2f}" for key in ("forget/accuracy", "retain/accuracy", "retain/accuracy_unseen")]
+        lines.append(f"| {' | '.join([*shown, *map(cell, names), judge(results).word])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -111,7 +113,8 @@ def write(records: list[RunRecord]) -> None:
     kept = {label: {key: rounded(entry) for key, entry in found.items() if key.startswith(KEPT)} for label, found in summary.items()}
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / "summary.json").write_text(json.dumps(plain_summary(kept), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    save(relearning_figure(summary), HERE / "results", "relearning")
+    words = {label: judge(means(found, summary.get("none", {}))).word for label, found in summary.items()}
+    save(relearning_figure(summary, words), HERE / "results", "relearning")
     readme = HERE / "README.md"
     before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
     readme.write_text(f"{before}{BEGIN}{table(summary, marks)}{END}{rest.partition(END)[2]}", encoding="utf-8")

@@ -47,7 +47,7 @@ def test_unreadable_file(tmp_path, content):
     path = tmp_path / "a.jsonl"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DataError, match=rf"^{path} must be a readable UTF-8 text file; found .+\.$"):
+    with pytest.raises(DataError, match=rf"^{path}(:1)? must be a readable UTF-8 text file; found .+\.$"):
         read_records(path, problem)
 
 

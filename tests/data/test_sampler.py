@@ -36,6 +36,12 @@ def test_ranks_share_out_the_same_global_batch(world_size, accumulate):
         assert sorted(row for part in parts for row in part) == sorted(batch)
 
 
+def test_a_share_knows_the_rows_of_all_processes():
+    ranks = [list(sampler(rank=r, world_size=2, accumulate=2)) for r in range(2)]
+    for first, second in zip(*ranks, strict=True):
+        assert first.whole == second.whole == [row for pair in zip(first, second, strict=True) for row in pair]
+
+
 @pytest.mark.parametrize("world_size", [2, 4])
 def test_ranks_see_different_rows(world_size):
     """On a stream longer than all steps together no row is seen twice by anyone."""

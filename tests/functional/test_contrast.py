@@ -12,15 +12,18 @@ def test_each_side_counts_at_its_own_best_cell():
     control = np.array([[0.0, 1.0], [0.0, 0.0]])
     found = contrast(target, list("aabb"), control, list("cd"), n=0, seed=0)
     assert (found.target, found.control, found.excess, found.best) == (0.75, 0.5, 0.25, 1)
-    assert np.isnan(found.low) and np.isnan(found.high)
+    assert np.isnan(found.low)
+    assert np.isnan(found.high)
 
 
 def test_rows_that_were_not_tested_count_nowhere():
     hits = np.array([[np.nan, 1.0, 0.0], [np.nan, np.nan, np.nan]])
     means = cell_means(hits)
-    assert means[0] == 0.5 and np.isnan(means[1])
+    assert means[0] == 0.5
+    assert np.isnan(means[1])
     found = contrast(hits, list("abc"), np.zeros((2, 2)), list("de"), n=50, seed=0)
-    assert found.target == 0.5 and found.best == 0
+    assert found.target == 0.5
+    assert found.best == 0
 
 
 def test_the_interval_resamples_entities_and_looks_for_the_best_cell_anew():
@@ -38,7 +41,8 @@ def test_the_interval_resamples_entities_and_looks_for_the_best_cell_anew():
     generator = np.random.default_rng(2)
     draws = [best(target, groups, generator) - best(control, others, generator) for _ in range(20_000)]
     low, high = np.quantile(draws, (0.025, 0.975))
-    assert found.low == pytest.approx(low, abs=0.03) and found.high == pytest.approx(high, abs=0.03)
+    assert found.low == pytest.approx(low, abs=0.03)
+    assert found.high == pytest.approx(high, abs=0.03)
     assert found.low <= found.excess + 0.2
 
 
@@ -46,12 +50,14 @@ def test_two_sides_that_are_the_same_have_an_interval_around_zero():
     hits = (np.random.default_rng(0).random((2, 60)) < 0.3).astype(float)
     names = [str(i // 3) for i in range(60)]
     found = contrast(hits, names, hits, names, n=2000, seed=0)
-    assert found.excess == 0 and found.low < 0 < found.high
+    assert found.excess == 0
+    assert found.low < 0 < found.high
 
 
 def test_one_entity_has_no_interval():
     found = contrast(np.ones((1, 3)), ["a"] * 3, np.zeros((1, 2)), ["b", "c"], n=100, seed=0)
-    assert found.excess == 1 and np.isnan(found.low)
+    assert found.excess == 1
+    assert np.isnan(found.low)
 
 
 @pytest.mark.parametrize(

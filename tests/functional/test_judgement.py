@@ -25,6 +25,7 @@ FINE = {
         ({"attack/patch_excess": 0.9, "attack/patch_excess/ci_low": 0.8, "attack/patch_gold_excess": 0.45}, "hidden"),
         ({"attack/relearn_excess": 0.9, "forget/accuracy_paraphrased": 0.3}, "not forgotten"),
         ({"attack/relearn_excess": 0.9, "retain/accuracy": 0.5}, "damaged"),
+        ({"attack/relearn_excess": 0.0, "retain/accuracy_unseen": 0.7, "retain/accuracy_unseen_base": 1.0}, "damaged"),
         ({"attack/relearn_excess": 0.0, "generic/perplexity": 4.0}, "damaged"),
         ({"attack/relearn_excess": 0.0, "generic/perplexity": float("nan")}, "damaged"),
         ({"attack/relearn_excess": 0.0, "collapse/flag": 1.0}, "damaged"),

@@ -69,10 +69,11 @@ def test_a_batch_without_any_question_gives_a_zero_that_reaches_the_weights(made
 
 
 def test_nothing_is_zero_in_fp32_for_a_frozen_model_and_for_half_precision(made: Toy) -> None:
-    assert nothing(made.lm).item() == 0.0
+    batch = made.batch()["forget"]
+    assert nothing(made.lm, batch).item() == 0.0
     lm, _ = made.ready("idk", dtype=torch.bfloat16)
-    assert nothing(lm).dtype == torch.float32
-    assert nothing(lm).requires_grad
+    assert nothing(lm, batch, passes=2).dtype == torch.float32
+    assert nothing(lm, batch).requires_grad
 
 
 def test_refusals_change_from_step_to_step(made: Toy) -> None:

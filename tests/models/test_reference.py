@@ -124,7 +124,7 @@ def test_the_second_build_does_not_run_the_model(tmp_path):
     assert runs == []
     assert isinstance(store._hidden[2], np.memmap)
     assert isinstance(store._final, np.memmap)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["s"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["s", "s.lock"]
     store.hidden(BATCHES[0], 2)
     store.logits(BATCHES[0])
     assert runs == []
@@ -276,4 +276,4 @@ def test_builders_that_meet(tmp_path):
         stores = list(pool.map(lambda lm: ReferenceStore.build(lm, BATCHES, layers=(1,), path=tmp_path / "s"), models))
     for store in stores:
         torch.testing.assert_close(store.nll(BATCHES[0]), stores[0].nll(BATCHES[0]))
-    assert [p.name for p in tmp_path.iterdir()] == ["s"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["s", "s.lock"]

@@ -150,11 +150,14 @@ def test_values_go_in_batches(uri, monkeypatch):
 
 
 def test_waiting_values_are_sent_after_a_while(uri, monkeypatch):
+    monkeypatch.setattr(tracking, "FLUSH_S", 0.5)
     logger = make_mlflow_logger(TrackingConfig(uri=uri, experiment="while"), "a", {})
     logger.log_metrics({"a": 1.0}, 0)
-    assert history(uri, logger.run_id, "a") == []
-    monkeypatch.setattr(tracking, "FLUSH_S", 0.0)
     logger.log_metrics({"a": 2.0}, 1)
+    assert history(uri, logger.run_id, "a") == []
+    until = time.monotonic() + 20
+    while not history(uri, logger.run_id, "a") and time.monotonic() < until:
+        time.sleep(0.05)
     assert history(uri, logger.run_id, "a") == [(0, 1.0), (1, 2.0)]
     logger.finalize("finished")
 

@@ -57,10 +57,11 @@ def test_a_store_that_never_answers_costs_a_bounded_time(monkeypatch):
         assert time.monotonic() - started < 1.5 + 2 * 1.0 + 1.5
 
 
-def test_a_database_server_that_is_away_is_noticed_at_once():
+def test_a_database_server_that_is_away_is_noticed_at_once(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://me:secret@127.0.0.1:{closed_port()}/mlflow")
     started = time.monotonic()
     with one_warning():
-        logger = make_mlflow_logger(TrackingConfig(uri=f"postgresql://me:secret@127.0.0.1:{closed_port()}/mlflow"), "a", {})
+        logger = make_mlflow_logger(TrackingConfig(), "a", {})
         logger.finalize("success")
     assert time.monotonic() - started < 3
     assert logger.run_id is None
@@ -75,9 +76,10 @@ def test_a_file_that_is_no_store_is_noticed_at_once(tmp_path, content, name):
     assert time.monotonic() - started < 3
 
 
-def test_no_password_in_the_warning():
+def test_no_password_in_the_warning(monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:secret@127.0.0.1:{closed_port()}")
     with pytest.warns(RuntimeWarning) as caught:
-        make_mlflow_logger(TrackingConfig(uri=f"http://me:secret@127.0.0.1:{closed_port()}"), "a", {})
+        make_mlflow_logger(TrackingConfig(), "a", {})
     assert all("secret" not in str(w.message) for w in caught)
 
 

@@ -22,9 +22,9 @@ class CollapseMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the model before its first step."""
         if trainer.global_step == 0:
-            log_metrics(trainer, self.suite.collapse(pl_module.lm))
+            log_metrics(trainer, self.suite.collapse(pl_module.whole()))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Measure when it is due."""
         if due(trainer, self.every):
-            log_metrics(trainer, self.suite.collapse(pl_module.lm))
+            log_metrics(trainer, self.suite.collapse(pl_module.whole()))

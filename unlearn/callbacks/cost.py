@@ -93,6 +93,15 @@ class Cost(Callback):
         self.memory = PeakMemory()
         self.started = self.cpu_started = 0.0
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was collected so far, so that a resumed run counts every step."""
+        return {"seconds": list(self.seconds), "cpu_seconds": list(self.cpu_seconds), "peaks": list(self.peaks), "tokens": self.tokens}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.seconds, self.cpu_seconds = list(state_dict["seconds"]), list(state_dict["cpu_seconds"])
+        self.peaks, self.tokens = list(state_dict["peaks"]), int(state_dict["tokens"])
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """See what is in memory before the first step."""
         self.memory.settle()

@@ -47,12 +47,12 @@ class LatentDistance(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the model before its first step."""
         if trainer.global_step == 0:
-            log_metrics(trainer, self.meter.quick(pl_module.lm))
+            log_metrics(trainer, self.meter.quick(pl_module.whole()))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Measure when it is due."""
         if due(trainer, self.every):
-            log_metrics(trainer, self.meter.quick(pl_module.lm))
+            log_metrics(trainer, self.meter.quick(pl_module.whole()))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the picture of the final model."""

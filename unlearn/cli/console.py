@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from rich.console import Console
 from rich.text import Text
 
+from unlearn.config.secrets import hide_secrets
 from unlearn.errors import ConfigError, UnlearnError
+from unlearn.processes import place
+
+LAST_S = 2.0
+"""Seconds by which a process leaves after the one that says why; launchers end all processes with the first."""
 
 PLAIN_WIDTH = 100
 """Columns of output that goes to a file or a pipe, unless COLUMNS says otherwise."""
@@ -22,9 +28,12 @@ def console(stderr: bool = False) -> Console:
 
 
 def complain(error: UnlearnError) -> None:
-    """Each problem of ``error`` on a line of standard error."""
+    """Each problem of ``error``, without passwords, on a line of standard error; nothing where another process of this node says it."""
+    if error.told or (error.told is None and not place().leads_node):
+        time.sleep(LAST_S)
+        return
     for line in error.problems if isinstance(error, ConfigError) else str(error).splitlines():
-        note(Text.assemble(("error: ", "bold red"), line))
+        note(Text.assemble(("error: ", "bold red"), hide_secrets(line)))
 
 
 def note(text: str | Text) -> None:

@@ -17,7 +17,8 @@ from unlearn.config.layers import Layer, read_file
 from unlearn.config.load import load_config
 from unlearn.config.schema import MethodConfig, RunConfig
 from unlearn.errors import ConfigError, UnlearnError, did_you_mean
-from unlearn.launch import is_rank_zero
+from unlearn.launch import is_rank_zero, start_processes
+from unlearn.meeting import Processes
 from unlearn.registry import entries
 from unlearn.tracking.files import write_atomic
 from unlearn.tracking.reader import read_run
@@ -106,6 +107,9 @@ def compare(words: Sequence[str], methods: str | None, seeds: str | None, out: P
         typer.Exit: with 2 if a run failed.
     """
     configs = expand(words, methods, seeds, gold)
+    options = {"--methods": methods, "--seeds": seeds, "--out": out}
+    said = [part for name, value in options.items() if value is not None for part in (name, str(value))]
+    start_processes([config.trainer for config in configs], ["compare", *words, *said, *(["--gold"] if gold else [])])
     from unlearn.run import execute
 
     paths: list[Path] = []
@@ -116,12 +120,15 @@ def compare(words: Sequence[str], methods: str | None, seeds: str | None, out: P
         try:
             paths.append(execute(config))
         except UnlearnError as error:
+            if Processes.broken():
+                raise
             complain(error)
             failed.append(config.name)
     if paths and is_rank_zero():
         summarise(paths, out)
     if failed:
-        note(f"{len(failed)} of {len(configs)} runs failed: {', '.join(failed)}")
+        if is_rank_zero():
+            note(f"{len(failed)} of {len(configs)} runs failed: {', '.join(failed)}")
         raise typer.Exit(2)
 
 

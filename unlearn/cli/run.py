@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -15,23 +14,27 @@ from rich.text import Text
 from unlearn.cli.arguments import load
 from unlearn.cli.console import complain, console, note
 from unlearn.config.fingerprint import fingerprint
-from unlearn.config.schema import RunConfig
-from unlearn.errors import ConfigError, UnlearnError
-from unlearn.launch import is_rank_zero
+from unlearn.config.load import load_config
+from unlearn.errors import ConfigError, Preempted, UnlearnError
+from unlearn.launch import is_rank_zero, start_processes
+from unlearn.meeting import Processes
 from unlearn.tracking.files import read_json
 from unlearn.tracking.reader import read_run, read_runs
-from unlearn.tracking.rundir import STATUS, is_run, run_path
+from unlearn.tracking.rundir import STATUS, RunDirectory, is_run, run_path
 
 
-def start(words: Sequence[str], only: Sequence[str], force: bool) -> None:
+def start(words: Sequence[str], only: Sequence[str], force: bool, go_on: bool = False) -> None:
     """Make every run, then print their table. A run that fails is reported at once and at the end; the others go on.
 
     Raises:
         UnlearnError: the configuration is wrong; nothing was run.
         typer.Exit: with 2 if a run failed, 130 if interrupted.
+        Preempted: SIGTERM or SIGUSR1 came; the status is 75.
     """
     configs = load(words, only)
-    _check_launch(configs)
+    chosen = [part for name in only for part in ("--only", name)]
+    options = [*(["--force"] if force else []), *(["--continue"] if go_on else [])]
+    start_processes([config.trainer for config in configs], ["run", *words, *chosen, *options])
     from unlearn.run import execute
 
     paths: list[Path] = []
@@ -40,31 +43,17 @@ def start(words: Sequence[str], only: Sequence[str], force: bool) -> None:
         if len(configs) > 1 and is_rank_zero():
             console(stderr=True).print(Rule(Text(f"run {number} of {len(configs)}: {config.name}"), align="left", style="dim"))
         try:
-            paths.append(_uninterrupted(lambda config=config: execute(config, force=force), run_path(config.out, config.name)))  # type: ignore[misc]
+            paths.append(_uninterrupted(lambda config=config: execute(config, force=force, go_on=go_on), run_path(config.out, config.name)))  # type: ignore[misc]
         except UnlearnError as error:
-            if len(configs) == 1:
+            if len(configs) == 1 or Processes.broken():
                 raise
             complain(error)
             failed.append(config.name)
     _conclude(paths)
     if failed:
-        note(f"{len(failed)} of {len(configs)} runs failed: {', '.join(failed)}")
+        if is_rank_zero():
+            note(f"{len(failed)} of {len(configs)} runs failed: {', '.join(failed)}")
         raise typer.Exit(2)
-
-
-def _check_launch(configs: Sequence[RunConfig]) -> None:
-    """Refuse a study on several devices in one process: Lightning starts the other processes anew for each run, from the first run on.
-
-    Raises:
-        ConfigError: several runs, several devices, and no launcher that has started the processes.
-    """
-    many = [c for c in configs if c.trainer.devices not in (None, "1", "auto")]
-    launched = "TORCHELASTIC_RUN_ID" in os.environ or "SLURM_PROCID" in os.environ
-    if len(configs) > 1 and many and not launched:
-        raise ConfigError(
-            f"trainer.devices must be 1 for a study of {len(configs)} runs started by `unlearn run`; found {many[0].trainer.devices}. "
-            "Start it with torchrun or fabric run (experiments/run.py), or one run at a time with --only."
-        )
 
 
 def resume(path: Path, words: Sequence[str], force: bool) -> None:
@@ -75,6 +64,8 @@ def resume(path: Path, words: Sequence[str], force: bool) -> None:
     """
     if words or force:
         raise ConfigError(f"--resume takes the configuration of the run it goes on with; found {' '.join(words) or '--force'} beside it.")
+    config = load_config(RunDirectory.open(path).config_path)
+    start_processes([config.trainer], ["run", "--resume", str(path)])
     from unlearn.run import resume as go_on
 
     _conclude([_uninterrupted(lambda: go_on(path), path)])
@@ -122,11 +113,18 @@ def _common(paths: Sequence[Path]) -> Path:
 
 
 def _uninterrupted(work: Callable[[], Path], path: Path) -> Path:
-    """What ``work`` returns; Ctrl-C, also where Lightning has turned it into an exit, ends the command with status 130 and one line."""
+    """What ``work`` returns; Ctrl-C, also where Lightning has turned it into an exit, ends the command with status 130 and one line.
+
+    A scheduler's signal ends it with ``PREEMPTED``, and one line as well.
+    """
     try:
         return work()
     except KeyboardInterrupt:
         pass
+    except Preempted as stopped:
+        if is_rank_zero():
+            note(Text(f"{stopped.reason}: the run is kept in {path}; unlearn run --resume {path} goes on with it", style="yellow"))
+        raise
     except SystemExit as ending:
         if not isinstance(ending.__context__, KeyboardInterrupt):
             raise

@@ -29,6 +29,8 @@ NO_EFFECT: frozenset[str] = frozenset(
         "trainer.progress_bar",
         "trainer.checkpoint_every",
         "trainer.threads",
+        "trainer.start_timeout",
+        "trainer.read_on",
     }
 )
 """Keys (or whole sections) that say where and how a run is made, not what comes out of it."""

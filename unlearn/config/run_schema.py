@@ -8,6 +8,7 @@ from typing import ClassVar
 from omegaconf import MISSING
 
 from unlearn.config.checks import check, one_of
+from unlearn.config.secrets import hide_secrets, holds_password
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +104,9 @@ class TrainerConfig:
     num_nodes: int | None = None
     """number of nodes, >= 1"""
     strategy: str | None = None
-    """auto, ddp, ddp_find_unused_parameters_true, fsdp, ..."""
+    """auto, ddp, ddp_find_unused_parameters_true, ..., or fsdp2: weights, gradients and optimiser state are shared out over all devices"""
+    read_on: str = "device"
+    """where the model is in one piece before and after training: device (each must hold its weights once) or cpu (slow; needs fsdp2)"""
     precision: str | None = None
     """32-true, bf16-mixed, ..."""
     accumulate: int = 1
@@ -114,8 +117,12 @@ class TrainerConfig:
     """steps between checkpoints; 0 keeps the last one only"""
     threads: int = 0
     """CPU threads for torch; 0 leaves torch's choice"""
+    start_timeout: float = 7200.0
+    """seconds that the processes of a launch wait for the first one to prepare a run (folder, models, caches), > 0"""
 
     def __post_init__(self) -> None:
+        one_of(self.read_on, ("device", "cpu"), "trainer.read_on")
+        check(self.start_timeout > 0, "trainer.start_timeout", "> 0", self.start_timeout)
         check(self.num_nodes is None or self.num_nodes >= 1, "trainer.num_nodes", ">= 1", self.num_nodes)
         check(self.accumulate >= 1, "trainer.accumulate", ">= 1", self.accumulate)
         check(self.checkpoint_every >= 0, "trainer.checkpoint_every", ">= 0", self.checkpoint_every)
@@ -173,6 +180,15 @@ class TrackingConfig:
     enabled: bool = True
     """whether an MLflow run is made"""
     uri: str | None = None
-    """tracking store; null takes MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current folder"""
+    """tracking store, without a password; null takes MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the current folder"""
     experiment: str = "unlearn"
     """MLflow experiment"""
+
+    def __post_init__(self) -> None:
+        check(
+            self.uri is None or not holds_password(self.uri),
+            "tracking.uri",
+            "an address without a password, which belongs into the environment (MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+            "PGPASSWORD, or the whole address as MLFLOW_TRACKING_URI)",
+            hide_secrets(str(self.uri)),
+        )

@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader, Dataset
 from unlearn.config.checks import one_of
 from unlearn.config.schema import SourceConfig
 from unlearn.data.checks import sets_of
-from unlearn.data.sampler import StepSampler
+from unlearn.data.sampler import Share, StepSampler
 from unlearn.data.tokenize import TokenRow, collate, pad_id, text_rows, tokenize_rows
 from unlearn.errors import RunError
-from unlearn.types import STREAMS, EntityData, PromptFormat, Row
+from unlearn.types import STREAMS, EntityData, PromptFormat, Row, TokenBatch
 
 
 class _Rows(Dataset[TokenRow]):
@@ -26,8 +26,16 @@ class _Rows(Dataset[TokenRow]):
     def __getitem__(self, index: int) -> TokenRow:
         return self.rows[index]
 
+    def __getitems__(self, share: Share) -> tuple[list[TokenRow], int]:
+        """Rows of this process, and the length of the longest row of all processes: every share is padded to the same width."""
+        return [self.rows[i] for i in share], max(len(self.rows[i].ids) for i in share.whole)
+
     def __len__(self) -> int:
         return len(self.rows)
+
+
+def _collated(rows_width: tuple[list[TokenRow], int], pad_id: int) -> TokenBatch:
+    return collate(rows_width[0], pad_id, rows_width[1])
 
 
 class StepLoader(DataLoader[TokenRow]):
@@ -124,5 +132,5 @@ class UnlearningDataModule(lightning.LightningDataModule):
             rows, size = self.streams[stream], getattr(self.config.batch, stream)
             sampler = StepSampler(len(rows), size, self.steps, self.seed, stream, rank, world_size, self.accumulate)
             sampler.start = start
-            loaders[stream] = StepLoader(_Rows(rows), batch_sampler=sampler, collate_fn=partial(collate, pad_id=self.pad_id))
+            loaders[stream] = StepLoader(_Rows(rows), batch_sampler=sampler, collate_fn=partial(_collated, pad_id=self.pad_id))
         return CombinedLoader(loaders, "max_size_cycle")

@@ -25,9 +25,13 @@ def _parse(line: str) -> tuple[dict[str, Any], str]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        data = path.read_bytes()
+        text = data.decode("utf-8-sig")
+    except OSError as error:
         raise DataError(f"{path} must be a readable UTF-8 text file; found {error}.") from error
+    except UnicodeDecodeError as error:
+        place = data[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}:{place} must be a readable UTF-8 text file; found the byte 0x{data[error.start]:02x}.") from error
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield number, line

@@ -11,12 +11,26 @@ from torch.utils.data import Sampler
 from unlearn.config.checks import check
 
 
+class Share(list[int]):
+    """Rows of one process's micro-batch.
+
+    Attributes:
+        whole: rows of the micro-batch over all processes, in order; the shares are ``whole[rank::world_size]``.
+    """
+
+    def __init__(self, whole: list[int], rank: int, world_size: int) -> None:
+        """Take every ``world_size``-th row of ``whole`` from ``rank`` on."""
+        super().__init__(whole[rank::world_size])
+        self.whole = whole
+
+
 class StepSampler(Sampler[list[int]]):
     """Batch sampler over a fixed number of optimiser steps.
 
     The rows are laid out as one permutation after another, and global batch ``k`` is the ``k``-th stretch of ``batch_size`` rows: the
-    whole stream is visited before a row comes again. Rank ``r`` takes every ``world_size``-th row from ``r`` on, cut into ``accumulate``
-    micro-batches of equal size; together the ranks' micro-batches of a step are that step's global batch.
+    whole stream is visited before a row comes again. It is cut into ``accumulate`` micro-batches of equal size, and of each of them rank
+    ``r`` takes every ``world_size``-th row from ``r`` on. The loss of a micro-batch is that of all its rows, whatever the number of
+    ranks (``unlearn.functional.ranks``); the loss of a step is the mean over its micro-batches.
 
     Set ``start`` to the number of micro-batches already done, and iteration goes on from there; the length stays the total, which is
     how Lightning counts a resumed epoch.
@@ -74,14 +88,13 @@ class StepSampler(Sampler[list[int]]):
         places = range(step * self.batch_size, (step + 1) * self.batch_size)
         return [int(self._permutation(place // self.n_rows)[place % self.n_rows]) for place in places]
 
-    def micro_batch(self, index: int) -> list[int]:
+    def micro_batch(self, index: int) -> Share:
         """This rank's rows of micro-batch ``index`` (0-based, counted over the whole run)."""
         step, part = divmod(index, self.accumulate)
-        share = self.global_batch(step)[self.rank :: self.world_size]
-        size = len(share) // self.accumulate
-        return share[part * size : (part + 1) * size]
+        size = self.batch_size // self.accumulate
+        return Share(self.global_batch(step)[part * size : (part + 1) * size], self.rank, self.world_size)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[Share]:
         for index in range(self.start, len(self)):
             yield self.micro_batch(index)
 

@@ -140,13 +140,13 @@ def tokenize_rows(rows: Sequence[Row], tokenizer: Any, fmt: PromptFormat, max_le
     return done
 
 
-def collate(rows: Sequence[TokenRow], pad_id: int) -> TokenBatch:
-    """Pad ``rows`` on the right into one batch; prompt and padding carry no label.
+def collate(rows: Sequence[TokenRow], pad_id: int, least: int = 0) -> TokenBatch:
+    """Pad ``rows`` on the right into one batch, ``least`` tokens wide or more; prompt and padding carry no label.
 
     >>> collate([TokenRow((1, 5, 6, 7), 2, 1, 0), TokenRow((1, 8), 1, -1, 3)], pad_id=0).labels_BT.tolist()
     [[-100, -100, 6, 7], [-100, 8, -100, -100]]
     """
-    width = max(len(row.ids) for row in rows)
+    width = max(least, *(len(row.ids) for row in rows))
     input_ids_BT = torch.full((len(rows), width), pad_id, dtype=torch.long)
     attention_mask_BT = torch.zeros((len(rows), width), dtype=torch.long)
     labels_BT = torch.full((len(rows), width), IGNORE_INDEX, dtype=torch.long)

@@ -6,7 +6,6 @@ that were never trained on, in sentences that were never trained on, as the mode
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from unlearn.data.tokenize import batches
 from unlearn.errors import CacheError
@@ -33,6 +30,8 @@ from unlearn.functional.statistics import bootstrap_interval, c2st_auc, fit_prob
 from unlearn.latents.banks import POSITIONS, position_index
 from unlearn.models.capture import capture_layers
 from unlearn.models.decoder import device_of
+from unlearn.tracking.files import alone
+from unlearn.tracking.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -140,23 +139,25 @@ class PlaceMeter:
         Raises:
             CacheError: the file is damaged.
         """
-        if path is not None and path.exists():
-            try:
-                flat = load_file(path)
-            except (SafetensorError, OSError) as error:
-                raise CacheError(f"{path} is damaged ({error}); delete it and run again.") from error
+        if path is None:
+            flat = self._flat(lm)
         else:
-            flat = {f"{group}.{layer}.{position}": np.ascontiguousarray(values) for group in ("known", "unknown")
-                    for (layer, position), values in self.read(lm, group).items()}  # fmt: skip
-            if path is not None:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-                save_file(flat, temporary)
-                temporary.replace(path)
+            with alone(path):
+                if not path.exists():
+                    save_tensors(path, {name: torch.from_numpy(values) for name, values in self._flat(lm).items()})
+                try:
+                    flat = {name: values.numpy() for name, values in load_tensors(path).items()}
+                except (ValueError, OSError) as error:
+                    raise CacheError(f"{path} is damaged ({error}); delete it and run again.") from error
         for place in self.where:
             sides = [place.of({(place.layer, place.position): flat[f"{g}.{place.layer}.{place.position}"]}) for g in ("known", "unknown")]
             labels = np.repeat([0, 1], [len(side) for side in sides])
             self.probes[place.suffix] = fit_probe(np.concatenate(sides), labels)
+
+    def _flat(self, lm: PreTrainedModel) -> dict[str, np.ndarray]:
+        """What is read of known and unknown entities, by group, block and position."""
+        return {f"{group}.{layer}.{position}": np.ascontiguousarray(values) for group in ("known", "unknown")
+                for (layer, position), values in self.read(lm, group).items()}  # fmt: skip
 
     def measure(self, lm: PreTrainedModel) -> dict[str, float]:
         """Every test at every place.

@@ -10,16 +10,17 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from unlearn.errors import RunError
+from unlearn.processes import is_alone
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def place() -> tuple[int, int]:
-    """(rank, number of processes); (0, 1) outside a process group."""
+    """(rank, number of processes); (0, 1) outside a process group, and while a process prepares a run by itself."""
     import torch.distributed as dist
 
-    if not (dist.is_available() and dist.is_initialized()):
+    if is_alone() or not (dist.is_available() and dist.is_initialized()):
         return 0, 1
     return dist.get_rank(), dist.get_world_size()
 

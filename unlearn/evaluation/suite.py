@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from unlearn.evaluation.behaviour import behaviour, utility
 from unlearn.evaluation.collapse import CONTINUATIONS, answer_entropy, free_text, generic_text, verdict
 from unlearn.evaluation.depth import lens_ranks, measure_depth
 from unlearn.evaluation.privacy import against_gold, comparable, membership
+from unlearn.tracking.files import alone, write_atomic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -149,14 +150,15 @@ class Suite:
         Raises:
             CacheError: the file is damaged.
         """
-        found = _kept(path)
-        if found is None:
+
+        def measure() -> Measurement:
             found = self.measure(lm, announce)
             announce("calibration")
             found.results.update(self.calibration(lm))
-            _keep(found, path)
-        self.base = found
-        return found
+            return found
+
+        self.base = _once(measure, path)
+        return self.base
 
     def calibration(self, lm: PreTrainedModel) -> dict[str, float]:
         """What only the frozen model is asked for, see ``LatentMeter.frozen``; empty without an SAE."""
@@ -175,12 +177,8 @@ class Suite:
         Raises:
             CacheError: the file is damaged.
         """
-        found = _kept(path)
-        if found is None:
-            found = self.measure(load(), announce)
-            _keep(found, path)
-        self.gold = found
-        return found
+        self.gold = _once(lambda: self.measure(load(), announce), path)
+        return self.gold
 
     def final(self, measured: Measurement) -> Results:
         """Results of a model: the measurement, what only the base knows, and, where there is a base, the verdict on collapse."""
@@ -190,7 +188,7 @@ class Suite:
         base = self.base.results
         judged = verdict(measured.results, base, self.config)
         calibration: Results = {key: value for key, value in base.items() if key not in measured.results}
-        kept = ("generic/perplexity", "forget/accuracy", "forget/accuracy_paraphrased", "retain/accuracy")
+        kept = ("generic/perplexity", "forget/accuracy", "forget/accuracy_paraphrased", "retain/accuracy", "retain/accuracy_unseen")
         return {
             **calibration,
             **measured.results,
@@ -201,22 +199,34 @@ class Suite:
         }
 
 
-def _kept(path: Path | None) -> Measurement | None:
-    """What was measured before; None where nothing was."""
-    if path is None or not path.exists():
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return Measurement(found["results"], found["texts"], found["rows"])
-    except (ValueError, KeyError) as error:
-        raise CacheError(f"{path} is damaged ({error}); delete it and run again.") from error
-
-
-def _keep(measured: Measurement, path: Path | None) -> None:
-    """Write a measurement, through a temporary name."""
+def _once(measure: Callable[[], Measurement], path: Path | None) -> Measurement:
+    """What ``measure`` finds, kept at ``path``; processes that want it at once measure once."""
     if path is None:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(asdict(measured)), encoding="utf-8")
-    temporary.replace(path)
+        return measure()
+    with alone(path):
+        if path.exists():
+            return _kept(path)
+        found = measure()
+        text = json.dumps(asdict(found))
+        write_atomic(path, f"{_checksum(text)}\n{text}")
+        return found
+
+
+def _checksum(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _kept(path: Path) -> Measurement:
+    """What was measured before.
+
+    Raises:
+        CacheError: the file is damaged.
+    """
+    try:
+        first, _, rest = path.read_text(encoding="utf-8").partition("\n")
+        if rest and first != _checksum(rest):
+            raise ValueError("its checksum is another")
+        found = json.loads(rest or first)  # written before there were checksums: one line
+        return Measurement(found["results"], found["texts"], found["rows"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CacheError(f"{path} is damaged ({error}); delete it and run again.") from error

@@ -8,7 +8,7 @@ from typing import NamedTuple
 REMEMBERED = 0.1
 """Forget accuracy, in either wording, above which the target is not forgotten."""
 KEPT = 0.9
-"""Least retain accuracy, as a share of the original model's."""
+"""Least retain accuracy, on entities in the losses and on others, as a share of the original model's."""
 FLUENCY = 1.1
 """Highest generic perplexity, as a multiple of the original model's."""
 TOLERANCE = 0.1
@@ -72,9 +72,10 @@ def judge(results: Mapping[str, float]) -> Judgement:
 def _harm(results: Mapping[str, float]) -> str:
     """What is broken, in words; empty where nothing is."""
     reasons = []
-    retain, had = results.get("retain/accuracy"), results.get("retain/accuracy_base")
-    if retain is not None and had and retain < KEPT * had:
-        reasons.append(f"retain accuracy {retain:.2f} (was {had:.2f})")
+    for key, name in (("retain/accuracy", "retain accuracy"), ("retain/accuracy_unseen", "accuracy on entities in no loss")):
+        retain, had = results.get(key), results.get(f"{key}_base")
+        if retain is not None and had and retain < KEPT * had:
+            reasons.append(f"{name} {retain:.2f} (was {had:.2f})")
     perplexity, before = results.get("generic/perplexity"), results.get("generic/perplexity_base")
     if perplexity is not None and before and not perplexity <= FLUENCY * before:
         reasons.append(f"perplexity {perplexity:.3g} (was {before:.3g})")

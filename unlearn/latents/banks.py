@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from unlearn.errors import CacheError, DataError
 from unlearn.models.capture import capture_layers
+from unlearn.tracking.files import alone
+from unlearn.tracking.tensors import load_tensors, save_tensors
 from unlearn.types import NO_ENTITY, TokenBatch
 
 if TYPE_CHECKING:
@@ -43,13 +42,9 @@ class Banks:
     matched_ids: Tensor
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file, through a temporary name."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tensors = {f"{side}.{p}": t.contiguous() for side in SIDES for p, t in getattr(self, side).items()}
-        tensors["matched_ids"] = self.matched_ids
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        save_file(tensors, temporary, metadata={"layer": str(self.layer)})
-        temporary.replace(path)
+        """Write a safetensors file with a checksum, through a temporary name."""
+        tensors = {f"{side}.{p}": t for side in SIDES for p, t in getattr(self, side).items()}
+        save_tensors(path, {**tensors, "matched_ids": self.matched_ids}, {"layer": str(self.layer)})
 
     @classmethod
     def load(cls, path: Path, layer: int) -> Banks:
@@ -59,9 +54,9 @@ class Banks:
             CacheError: the file is damaged.
         """
         try:
-            tensors = load_file(path)
+            tensors = load_tensors(path)
             sides = {side: {p: tensors[f"{side}.{p}"] for p in POSITIONS} for side in SIDES}
-        except (SafetensorError, OSError, KeyError) as error:
+        except (ValueError, OSError, KeyError) as error:
             raise CacheError(f"{path} is damaged ({error}); delete it and run again.") from error
         return cls(layer, **sides, matched_ids=tensors["matched_ids"])
 
@@ -84,7 +79,7 @@ def activations_at(lm: PreTrainedModel, batch: TokenBatch, site: int | FrozenSAE
     keep = index_B > NO_ENTITY
     layers = (site,) if isinstance(site, int) else site.layers
     hidden = {n: h_BD[keep] for n, h_BD in capture_layers(lm, batch, layers, index_B.clamp(min=0)).items()}
-    return hidden[site] if isinstance(site, int) else site.read(hidden)
+    return hidden[site] if isinstance(site, int) else site.read({n: h_ND.to(site.device) for n, h_ND in hidden.items()})
 
 
 @torch.no_grad()
@@ -108,7 +103,7 @@ def build_banks(
     site: int | FrozenSAE,
     path: Path | None = None,
 ) -> Banks:
-    """Banks of the frozen model, read from ``path`` when they are there.
+    """Banks of the frozen model, read from ``path`` when they are there; processes that want them at once build them once.
 
     Args:
         lm: the model before any training.
@@ -118,12 +113,14 @@ def build_banks(
         site: block whose output is read (0-based), or the SAE whose input is.
         path: cache file, named by a fingerprint of everything that changes the result.
     """
+    if path is not None:
+        with alone(path):
+            if path.exists():
+                return Banks.load(path, site if isinstance(site, int) else max(site.layers))
+            banks = build_banks(lm, known, unknown, matched, site)
+            banks.save(path)
+            return banks
     layer = site if isinstance(site, int) else max(site.layers)
-    if path is not None and path.exists():
-        return Banks.load(path, layer)
     sides = {"known": list(known), "unknown": list(unknown), "matched": list(matched)}
     read = {side: {p: collect(lm, batches, site, p) for p in POSITIONS} for side, batches in sides.items()}
-    banks = Banks(layer, **read, matched_ids=torch.cat([b.row_id_B for b in sides["matched"]]).cpu())
-    if path is not None:
-        banks.save(path)
-    return banks
+    return Banks(layer, **read, matched_ids=torch.cat([b.row_id_B for b in sides["matched"]]).cpu())

@@ -10,6 +10,7 @@ import torch
 
 from unlearn.data.alternates import Alternates, refusals
 from unlearn.functional.preference import sequence_logprob
+from unlearn.functional.ranks import mean
 from unlearn.functional.tokens import token_nll
 from unlearn.methods.retain import RetainMethod
 from unlearn.models.forward import forward
@@ -27,10 +28,13 @@ def take(batch: TokenBatch, index_N: Tensor) -> TokenBatch:
     return TokenBatch(*(t[index_N] for t in batch))
 
 
-def nothing(lm: PreTrainedModel) -> Tensor:
-    """A zero (fp32) that reaches every trained weight: the term of a batch in which no row takes part."""
-    trained = [p.sum(dtype=torch.float32) for p in lm.parameters() if p.requires_grad]
-    return 0.0 * torch.stack(trained).sum() if trained else torch.zeros((), device=next(lm.parameters()).device)
+def nothing(lm: PreTrainedModel, batch: TokenBatch, passes: int = 1) -> Tensor:
+    """The term of a process none of whose rows takes part: the mean over the others' (0 without any), reaching every trained weight.
+
+    The model reads ``batch`` as often as it is read elsewhere, since processes that share weights must run alike.
+    """
+    logits = [forward(lm, batch).logits_AV.flatten()[:0] for _ in range(passes)]
+    return mean(torch.cat(logits))
 
 
 def answer_logprob(lm: PreTrainedModel, batch: TokenBatch) -> Tensor:

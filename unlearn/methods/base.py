@@ -96,6 +96,8 @@ class Method(nn.Module, ABC):
     """whether it runs another method, ``method.inner``"""
     routed: ClassVar[bool] = False
     """whether it works with an SAE that picks one of several blocks for every token (``sae.route``); False for all that edit one block"""
+    sharded: ClassVar[bool] = True
+    """whether it works with weights shared out over processes; False for what reads or changes weights while it trains"""
     Config: ClassVar[type[MethodConfig]] = MethodConfig
 
     def __init__(self, config: MethodConfig, context: MethodContext) -> None:
@@ -130,6 +132,11 @@ class Method(nn.Module, ABC):
         return cls.routed or not cls.required(config) & {"sae", "banks"}
 
     @classmethod
+    def takes_sharded(cls, config: MethodConfig) -> bool:
+        """Whether this configuration works with weights shared out over processes."""
+        return cls.sharded
+
+    @classmethod
     def streams_of(cls, config: MethodConfig) -> tuple[str, ...]:
         """Streams that this configuration reads; a method whose options need fewer (or a wrapper) overrides it."""
         return cls.streams
@@ -156,6 +163,10 @@ class Method(nn.Module, ABC):
         """Last block that any loss term reaches; None where one needs the logits. Blocks above are frozen."""
         return None
 
+    def leaves_idle(self) -> bool:
+        """Whether a step may leave a trained weight without a gradient; DDP then looks for such weights at every step, which costs time."""
+        return False
+
     def setup(self, lm: PreTrainedModel) -> None:  # noqa: B027 most methods have nothing to do here
         """Measure the original model: directions, features, reference answers. Must repeat exactly for the same seed."""
 
@@ -164,7 +175,11 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, lm: PreTrainedModel, batch: Mapping[str, TokenBatch]) -> LossTerms:
-        """Total (scalar, fp32 or wider) and named terms for one batch of the streams in ``streams``; ``forget`` is the term that falls."""
+        """Total (scalar, fp32 or wider) and named terms for one batch of the streams in ``streams``; ``forget`` is the term that falls.
+
+        The names are the same in every process. Means and comparisons over rows go through ``unlearn.functional.ranks``, which counts
+        the rows of all processes, so every process must take the same ones in the same order, also where none of its rows has a part.
+        """
 
     def adjust_gradients(self, lm: PreTrainedModel) -> None:  # noqa: B027
         """Change ``.grad`` of the trained weights in place (projections)."""

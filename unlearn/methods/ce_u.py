@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from unlearn.config.checks import check
+from unlearn.functional.ranks import mean
 from unlearn.functional.tokens import upcast
 from unlearn.methods.retain import RetainMethod, TradeOffConfig
 from unlearn.models.forward import forward
@@ -68,7 +69,7 @@ def ce_u_loss(logits_AV: Tensor, targets_A: Tensor, row_A: Tensor, skip: int) ->
     logits_AV, targets_A = upcast(logits_AV[keep_A]), targets_A[keep_A]
     others_AV = logits_AV.detach().scatter(-1, targets_A[:, None], -torch.inf)
     loss_A = -(others_AV.softmax(-1) * logits_AV.log_softmax(-1)).sum(-1)
-    return loss_A.sum() / max(len(loss_A), 1)
+    return mean(loss_A)
 
 
 class CEU(RetainMethod):

@@ -34,6 +34,7 @@ from torch.nn import functional as F
 
 from unlearn.config.checks import check, one_of
 from unlearn.config.schema import MethodConfig
+from unlearn.functional.ranks import SharedRows, mean
 from unlearn.functional.tokens import upcast
 from unlearn.methods.base import Method, MethodContext
 from unlearn.methods.rmu import TOKENS, block_number, token_mask
@@ -93,7 +94,7 @@ def rerouting_loss(hidden_ND: Tensor, original_ND: Tensor) -> Tensor:
     >>> rerouting_loss(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[3.0, 4.0], [0.0, -1.0]]))
     tensor(0.3000)
     """
-    return F.cosine_similarity(upcast(hidden_ND), upcast(original_ND), dim=-1).relu().mean()
+    return mean(F.cosine_similarity(upcast(hidden_ND), upcast(original_ND), dim=-1).relu())
 
 
 def distance_loss(hidden_ND: Tensor, original_ND: Tensor) -> Tensor:
@@ -102,7 +103,7 @@ def distance_loss(hidden_ND: Tensor, original_ND: Tensor) -> Tensor:
     >>> distance_loss(torch.tensor([[1.0, 0.0], [3.0, 4.0]]), torch.zeros(2, 2))
     tensor(3.)
     """
-    return (upcast(hidden_ND) - upcast(original_ND)).norm(dim=-1).mean()
+    return mean((upcast(hidden_ND) - upcast(original_ND)).norm(dim=-1))
 
 
 def orthogonality_loss(hidden_BTD: Tensor, mask_BT: Tensor) -> Tensor:
@@ -112,9 +113,10 @@ def orthogonality_loss(hidden_BTD: Tensor, mask_BT: Tensor) -> Tensor:
     >>> orthogonality_loss(hidden_BTD, torch.tensor([[True, False], [True, True]]))
     tensor(0.7071)
     """
-    n = len(hidden_BTD)
+    rows = SharedRows(torch.arange(len(hidden_BTD), device=hidden_BTD.device))
     mean_BD = (upcast(hidden_BTD) * mask_BT[..., None]).sum(1) / mask_BT.sum(1, keepdim=True).clamp(min=1)
-    unit_BD = F.normalize(mean_BD, dim=-1, eps=TINY)
+    unit_BD = rows.all(F.normalize(mean_BD, dim=-1, eps=TINY))
+    n = len(unit_BD)
     similarity_BB = (unit_BD @ unit_BD.T).relu()
     return (similarity_BB.sum() - similarity_BB.diagonal().sum()) / max(1, n * (n - 1))
 

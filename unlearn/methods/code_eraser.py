@@ -24,6 +24,7 @@ from unlearn.config.schema import MethodConfig
 from unlearn.data.spans import answer_masks, batch_mask
 from unlearn.errors import DataError
 from unlearn.functional.divergence import kl_divergence
+from unlearn.functional.ranks import masked_mean
 from unlearn.functional.tokens import token_nll
 from unlearn.methods.base import Method
 from unlearn.models.forward import Forward, forward
@@ -64,16 +65,6 @@ class CodeEraserConfig(MethodConfig):
         one_of(self.constraint, ("retain", "forget", "none"), "method.constraint")
         for name in ("forget_weight", "rest_weight", "kl_weight"):
             check(0 <= getattr(self, name) < float("inf"), f"method.{name}", "finite and >= 0", getattr(self, name))
-
-
-def masked_mean(x_A: Tensor, mask_A: Tensor) -> Tensor:
-    """Mean of ``x_A`` where ``mask_A``, a scalar; 0 (with a gradient path) where the mask is empty.
-
-    >>> import torch
-    >>> masked_mean(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([True, False, True]))
-    tensor(3.5000)
-    """
-    return (x_A * mask_A).sum() / mask_A.sum().clamp(min=1)
 
 
 def code_eraser_loss(nll_A: Tensor, sensitive_A: Tensor) -> tuple[Tensor, Tensor]:

@@ -39,6 +39,7 @@ from unlearn.config.checks import check, one_of
 from unlearn.config.schema import MethodConfig, SAEConfig
 from unlearn.data.tokenize import collate, text_rows
 from unlearn.errors import ConfigError
+from unlearn.functional.ranks import mean, ratio
 from unlearn.functional.tokens import upcast
 from unlearn.latents.features import by_count, measure_features
 from unlearn.methods.base import Method, MethodContext
@@ -123,7 +124,7 @@ def positive_mean(acts_NS: Tensor) -> Tensor:
     tensor(3.)
     """
     positive_NS = acts_NS.relu()
-    return positive_NS.sum() / (acts_NS > 0).sum().clamp(min=1)
+    return ratio(positive_NS.sum(), (acts_NS > 0).sum())
 
 
 def hidden_mse(after_BTD: Tensor, before_BTD: Tensor, mask_BT: Tensor, compat: bool = False) -> Tensor:
@@ -139,7 +140,7 @@ def hidden_mse(after_BTD: Tensor, before_BTD: Tensor, mask_BT: Tensor, compat: b
         compat: divide by all positions, masked ones included.
     """
     squared_BT = (upcast(after_BTD) - upcast(before_BTD)).square().mean(-1) * mask_BT
-    return squared_BT.mean() if compat else squared_BT.sum() / mask_BT.sum().clamp(min=1)
+    return mean(squared_BT) if compat else ratio(squared_BT.sum(), mask_BT.sum())
 
 
 def inner_tokens(batch: TokenBatch) -> Tensor:

@@ -17,6 +17,7 @@ from unlearn.config.checks import check
 from unlearn.config.schema import MethodConfig
 from unlearn.data.alternates import refusals
 from unlearn.functional.preference import preference_loss, sequence_logprob
+from unlearn.functional.ranks import mean
 from unlearn.functional.tokens import answer_positions
 from unlearn.methods.answers import AnswerMethod, answer_logprob, nothing, take
 from unlearn.methods.retain import RetainConfig
@@ -60,7 +61,7 @@ def dpo_loss(chosen_N: Tensor, rejected_N: Tensor, beta: float = 0.1) -> Tensor:
         rejected_N: the same for the answer to forget.
         beta: inverse temperature, > 0.
     """
-    return preference_loss(chosen_N - rejected_N, beta).mean()
+    return mean(preference_loss(chosen_N - rejected_N, beta))
 
 
 class DPO(AnswerMethod):
@@ -104,7 +105,7 @@ class DPO(AnswerMethod):
             raise ValueError(f"{self.name} needs a reference in its context")
         preferred, index_N = self.alternates.batch(batch["forget"], self.step)
         if preferred is None:
-            return self.held(lm, batch, nothing(lm), self.config.forget_weight)
+            return self.held(lm, batch, nothing(lm, batch["forget"], passes=2), self.config.forget_weight)
         own = take(batch["forget"], index_N)
         own_before_N = sequence_logprob(reference.nll(own), answer_positions(own.labels_BT)[0], len(index_N))
         chosen_N = answer_logprob(lm, preferred) - self.before.of(preferred, self.step)

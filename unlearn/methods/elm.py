@@ -34,7 +34,9 @@ from unlearn.data.entities import find_mention
 from unlearn.data.swap import matched_rows
 from unlearn.data.tokenize import TokenRow
 from unlearn.errors import ConfigError
-from unlearn.functional.tokens import answer_positions, token_mean, token_nll, upcast
+from unlearn.functional.ranks import mean
+from unlearn.functional.tokens import answer_positions, token_nll, upcast
+from unlearn.methods.answers import nothing
 from unlearn.methods.base import Method, MethodContext
 from unlearn.models.decoder import adapters_off, device_of, evaluating, text_config
 from unlearn.models.forward import forward
@@ -240,7 +242,7 @@ class ELM(Method):
         out = forward(lm, batch)
         found = [self.targets[i] for i in batch.row_id_B.tolist()]
         ids_AK, q_AK = (torch.cat(part).to(out.logits_AV.device) for part in zip(*found, strict=True))
-        return soft_cross_entropy(out.logits_AV, ids_AK, q_AK).mean()
+        return mean(soft_cross_entropy(out.logits_AV, ids_AK, q_AK))
 
     def retain(self, lm: PreTrainedModel, batch: TokenBatch) -> Tensor:
         """Cross-entropy to the original model's predictions, mean over answer tokens."""
@@ -249,16 +251,16 @@ class ELM(Method):
         out = forward(lm, batch)
         ref_AV = upcast(self.context.reference.logits(batch))
         if self.config.retain == "argmax":
-            return token_mean(token_nll(out.logits_AV, ref_AV.argmax(-1)))
-        return -(ref_AV.softmax(-1) * upcast(out.logits_AV).log_softmax(-1)).sum(-1).mean()
+            return mean(token_nll(out.logits_AV, ref_AV.argmax(-1)))
+        return -mean((ref_AV.softmax(-1) * upcast(out.logits_AV).log_softmax(-1)).sum(-1))
 
     def fluency(self, lm: PreTrainedModel, batch: TokenBatch) -> Tensor:
         """Cross-entropy of the continuations, mean over their tokens; 0 where no row of the batch has one."""
         texts = self.continuations.batch(batch, self.step)[0] if self.continuations is not None else None
         if texts is None:
-            return torch.zeros((), device=batch.input_ids_BT.device)
+            return nothing(lm, batch)
         out = forward(lm, texts)
-        return token_mean(token_nll(out.logits_AV, out.targets_A))
+        return mean(token_nll(out.logits_AV, out.targets_A))
 
     def loss(self, lm: PreTrainedModel, batch: Mapping[str, TokenBatch]) -> LossTerms:
         """Terms: ``forget`` (the cross-entropy to the target, which falls), ``retain``, ``fluency``, before weighting."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch.nn.functional import softplus
 
 from unlearn.config.checks import one_of
+from unlearn.functional.ranks import mean
 from unlearn.functional.tokens import row_mean, token_nll
 from unlearn.methods.answers import AnswerMethod
 from unlearn.methods.retain import RetainConfig
@@ -74,8 +75,7 @@ def flat_loss(template_N: Tensor, forget_B: Tensor, divergence: str = "tv") -> T
         divergence: a key of ``DIVERGENCES``.
     """
     halves = DIVERGENCES[divergence]
-    loss = halves.penalty(forget_B).mean()
-    return loss - halves.reward(template_N).mean() if len(template_N) else loss
+    return mean(halves.penalty(forget_B)) - mean(halves.reward(template_N))
 
 
 def answer_probability(lm: PreTrainedModel, batch: TokenBatch) -> Tensor:
@@ -101,5 +101,5 @@ class FLAT(AnswerMethod):
         """Terms: ``forget`` (may be negative), ``retain`` where there is one."""
         template, _ = self.alternates.batch(batch["forget"], self.step)
         forget_B = answer_probability(lm, batch["forget"])
-        template_N = forget_B[:0] if template is None else answer_probability(lm, template)
+        template_N = answer_probability(lm, batch["forget"])[:0] if template is None else answer_probability(lm, template)
         return self.held(lm, batch, flat_loss(template_N, forget_B, self.config.divergence))

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unlearn.config.schema import MethodConfig
-from unlearn.functional.tokens import token_mean, token_nll
+from unlearn.functional.ranks import mean
+from unlearn.functional.tokens import token_nll
 from unlearn.methods.base import Method
 from unlearn.models.forward import forward
 from unlearn.types import LossTerms, TokenBatch
@@ -32,7 +33,7 @@ def gradient_ascent_loss(nll_A: Tensor) -> Tensor:
     Args:
         nll_A: negative log-likelihood of each answer token in nats, shape [A].
     """
-    return -token_mean(nll_A)
+    return -mean(nll_A)
 
 
 class GradientAscent(Method):

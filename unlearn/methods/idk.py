@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unlearn.config.checks import check
-from unlearn.functional.tokens import token_mean, token_nll
+from unlearn.functional.ranks import mean
+from unlearn.functional.tokens import token_nll
 from unlearn.methods.answers import AnswerMethod, nothing
 from unlearn.methods.retain import RetainConfig
 from unlearn.models.forward import forward
@@ -46,7 +47,7 @@ def idk_loss(refusal_nll_A: Tensor) -> Tensor:
     Args:
         refusal_nll_A: negative log-likelihood of each token of the refusals, in nats.
     """
-    return token_mean(refusal_nll_A)
+    return mean(refusal_nll_A)
 
 
 class IDK(AnswerMethod):
@@ -66,6 +67,6 @@ class IDK(AnswerMethod):
         """Terms: ``forget`` (0 where the batch has no question), ``retain``, both before weighting."""
         refused, _ = self.alternates.batch(batch["forget"], self.step)
         if refused is None:
-            return self.held(lm, batch, nothing(lm), self.config.forget_weight)
+            return self.held(lm, batch, nothing(lm, batch["forget"]), self.config.forget_weight)
         out = forward(lm, refused)
         return self.held(lm, batch, idk_loss(token_nll(out.logits_AV, out.targets_A)), self.config.forget_weight)

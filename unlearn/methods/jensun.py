@@ -26,6 +26,7 @@ from unlearn.data.alternates import with_answer
 from unlearn.data.spans import answer_masks
 from unlearn.errors import DataError
 from unlearn.functional.divergence import js_divergence
+from unlearn.functional.ranks import mean
 from unlearn.functional.tokens import row_count, token_nll
 from unlearn.methods.retain import RetainConfig, RetainMethod
 from unlearn.models.forward import Forward, forward
@@ -78,7 +79,7 @@ def jensun_loss(logits_AV: Tensor, target_A: Tensor) -> Tensor:
         logits_AV: logits at the answer positions.
         target_A: the refusal's token for each of them.
     """
-    return one_token_divergence(token_nll(logits_AV, target_A)).mean()
+    return mean(one_token_divergence(token_nll(logits_AV, target_A)))
 
 
 class JensUn(RetainMethod):
@@ -134,5 +135,5 @@ class JensUn(RetainMethod):
             return self.held(lm, batch, forget, self.config.forget_weight)
         if self.context.reference is None:
             raise ValueError("retain: js needs a reference in the context")
-        retain = js_divergence(forward(lm, batch["retain"]).logits_AV, self.context.reference.logits(batch["retain"])).mean()
+        retain = mean(js_divergence(forward(lm, batch["retain"]).logits_AV, self.context.reference.logits(batch["retain"])))
         return LossTerms(self.config.forget_weight * forget + self.config.retain_weight * retain, {"forget": forget, "retain": retain})

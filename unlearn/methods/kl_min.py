@@ -21,6 +21,7 @@ from torch import nn
 from unlearn.config.checks import check
 from unlearn.config.schema import MethodConfig
 from unlearn.functional.divergence import kl_divergence
+from unlearn.functional.ranks import mean
 from unlearn.functional.tokens import token_nll
 from unlearn.methods.base import Method, MethodContext
 from unlearn.methods.gradient_ascent import gradient_ascent_loss
@@ -117,6 +118,6 @@ class KLMin(Method):
         if self.original is None:
             retain = retain_term(lm, batch["retain"], self.context, "kl")
         else:
-            retain = kl_divergence(self.original.logits(batch["retain"]), every_logit(lm, batch["retain"])).mean()
+            retain = mean(kl_divergence(self.original.logits(batch["retain"]), every_logit(lm, batch["retain"])))
         total = kl_min_loss(nll_A, retain, forget_weight=self.config.forget_weight, retain_weight=self.config.retain_weight)
         return LossTerms(total, {"forget": gradient_ascent_loss(nll_A), "retain": retain})

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from unlearn.config.checks import check
 from unlearn.config.schema import TrainableConfig
 from unlearn.errors import ConfigError
+from unlearn.functional.ranks import mean
 from unlearn.methods.base import MethodContext
 from unlearn.methods.retain import RetainConfig, RetainMethod
 from unlearn.methods.tracing import hooked, mlp_of, spread, trace
@@ -98,7 +99,7 @@ def deviation_loss(hidden_ND: Tensor, ref_ND: Tensor, shift_D: Tensor, kick: flo
     """
     ref_ND = ref_ND.float()
     moved_ND = hidden_ND.float() + kick * ref_ND.norm(dim=-1, keepdim=True) * shift_D
-    return ((nn.functional.cosine_similarity(moved_ND, ref_ND, dim=-1) + 1) / 2).mean()
+    return mean((nn.functional.cosine_similarity(moved_ND, ref_ND, dim=-1) + 1) / 2)
 
 
 def relaxed_null_space(covariance_II: Tensor, relaxation: float) -> Tensor:
@@ -122,6 +123,7 @@ class KUDA(RetainMethod):
     streams = ("forget", "retain")
     needs = frozenset({"reference_logprobs", "rows"})
     reference_streams = ("retain",)
+    sharded = False
     Config = KUDAConfig
     config: KUDAConfig
 

@@ -32,6 +32,7 @@ import torch
 
 from unlearn.config.checks import check, one_of
 from unlearn.errors import ConfigError
+from unlearn.functional.ranks import mean
 from unlearn.functional.tokens import token_nll
 from unlearn.methods.base import MethodContext
 from unlearn.methods.wrapper import Wrapper, WrapperConfig
@@ -187,7 +188,6 @@ class LAT(Wrapper):
         allowed_BT1 = attacked_tokens(batch, self.config.tokens)[..., None]
         delta = torch.zeros(*batch.input_ids_BT.shape, hidden_size(lm), device=batch.input_ids_BT.device, requires_grad=True)
         optimizer = torch.optim.Adam([delta], lr=self.config.attack_lr)
-        nll = torch.zeros((), device=delta.device)
         with torch.enable_grad():
             for _ in range(self.config.attack_steps):
                 with edited(lm, self.layer, lambda hidden: hidden + (delta * allowed_BT1).to(hidden.dtype)):
@@ -197,8 +197,7 @@ class LAT(Wrapper):
                 optimizer.step()
                 with torch.no_grad():
                     delta.copy_(project(delta, self.config.eps))
-                nll = nll_A.detach().mean()
-        return (delta * allowed_BT1).detach(), nll
+        return (delta * allowed_BT1).detach(), mean(nll_A.detach())
 
     def loss(self, lm: PreTrainedModel, batch: Mapping[str, TokenBatch]) -> LossTerms:
         """Terms of the inner method under the attack, and ``attacked_nll``: how unlikely the original answers are under it."""

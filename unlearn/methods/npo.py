@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from unlearn.config.checks import check
 from unlearn.config.schema import MethodConfig
 from unlearn.functional.preference import preference_loss, sequence_logprob
+from unlearn.functional.ranks import mean
 from unlearn.functional.tokens import token_nll
 from unlearn.methods.retain import RetainConfig, RetainMethod
 from unlearn.models.forward import forward
@@ -52,7 +53,7 @@ def npo_loss(logprob_B: Tensor, reference_B: Tensor, beta: float = 0.1) -> Tenso
         reference_B: the same under the original model.
         beta: inverse temperature, > 0.
     """
-    return preference_loss(reference_B - logprob_B, beta).mean()
+    return mean(preference_loss(reference_B - logprob_B, beta))
 
 
 class NPO(RetainMethod):

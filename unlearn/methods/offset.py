@@ -71,6 +71,7 @@ class Offset(Wrapper):
     needs = frozenset({"rows"})
     trains = False
     intervention = True
+    sharded = False
     Config = OffsetConfig
     config: OffsetConfig
 

@@ -24,6 +24,7 @@ import torch
 from torch import distributed
 
 from unlearn.config.checks import check
+from unlearn.functional.ranks import mean
 from unlearn.functional.tokens import upcast
 from unlearn.methods.base import MethodContext
 from unlearn.methods.retain import RetainMethod, TradeOffConfig, retain_term
@@ -69,7 +70,7 @@ def margin_loss(logits_AV: Tensor) -> Tensor:
     tensor(2.)
     """
     logits_AV = upcast(logits_AV)
-    return (logits_AV.amax(-1) - logits_AV.mean(-1)).square().mean()
+    return mean((logits_AV.amax(-1) - logits_AV.mean(-1)).square())
 
 
 def dual_step(weight: Tensor, retain: Tensor, *, eta: float, eps: float) -> Tensor:

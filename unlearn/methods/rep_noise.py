@@ -33,7 +33,8 @@ from torch.utils.checkpoint import checkpoint
 from unlearn.config.checks import check, one_of
 from unlearn.errors import ModelError
 from unlearn.functional.mmd import mmd2
-from unlearn.functional.tokens import answer_positions, token_mean, token_nll, upcast
+from unlearn.functional.ranks import SharedRows, largest, mean
+from unlearn.functional.tokens import answer_positions, token_nll, upcast
 from unlearn.methods.base import MethodContext
 from unlearn.methods.retain import RetainConfig, RetainMethod
 from unlearn.methods.rmu import TOKENS, token_mask
@@ -98,8 +99,9 @@ def ascent_loss(nll_L: Tensor) -> Tensor:
     return -torch.log1p(nll_L.mean())
 
 
-def end_to_end(hidden_BTD: Tensor, mask_BT: Tensor) -> Tensor:
-    """Masked tokens of each row laid end to end: [B, K * D], zero after the last; K is the largest number in a row.
+def end_to_end(hidden_BTD: Tensor, mask_BT: Tensor, most: int = 1) -> Tensor:
+    """Masked tokens of each row laid end to end: [B, K * D], zero after the last; K is the largest number in a row, or
+    ``most`` where that is more.
 
     >>> end_to_end(torch.tensor([[[1.0], [2.0], [3.0]], [[4.0], [5.0], [6.0]]]), torch.tensor([[False, True, True], [True, False, False]]))
     tensor([[2., 3.],
@@ -107,7 +109,7 @@ def end_to_end(hidden_BTD: Tensor, mask_BT: Tensor) -> Tensor:
     """
     row_N, _ = mask_BT.nonzero(as_tuple=True)
     place_N = (mask_BT.cumsum(1) - 1)[mask_BT]
-    packed_BKD = hidden_BTD.new_zeros(len(mask_BT), max(1, int(mask_BT.sum(1).max())), hidden_BTD.shape[-1])
+    packed_BKD = hidden_BTD.new_zeros(len(mask_BT), max(1, most, int(mask_BT.sum(1).max())), hidden_BTD.shape[-1])
     return packed_BKD.index_put((row_N, place_N), hidden_BTD[mask_BT]).flatten(1)
 
 
@@ -182,11 +184,13 @@ class RepNoise(RetainMethod):
     def distance(self, mlps: Mapping[int, Tensor], batch: TokenBatch) -> Tensor:
         """Mean over layers of the distance to noise."""
         mask_BT = token_mask(batch, self.config.tokens)
+        rows = SharedRows(torch.arange(len(mask_BT), device=mask_BT.device))
+        most = largest(int(mask_BT.sum(1).max()), mask_BT.device)
         parts = []
         for layer, hidden_BTD in mlps.items():
-            x_BS = end_to_end(upcast(hidden_BTD), mask_BT)
-            real_BS = end_to_end(torch.ones_like(hidden_BTD, dtype=x_BS.dtype), mask_BT)
-            parts.append(noise_distance(x_BS, self.noise(batch, layer, x_BS.shape[1]) * real_BS))
+            x_BS = end_to_end(upcast(hidden_BTD), mask_BT, most)
+            real_BS = end_to_end(torch.ones_like(hidden_BTD, dtype=x_BS.dtype), mask_BT, most)
+            parts.append(noise_distance(rows.all(x_BS), rows.all(self.noise(batch, layer, x_BS.shape[1]) * real_BS)))
         return torch.stack(parts).mean()
 
     def forget(self, lm: PreTrainedModel, batch: TokenBatch) -> tuple[Tensor, Tensor]:
@@ -198,10 +202,10 @@ class RepNoise(RetainMethod):
         row_A, pos_A = answer_positions(batch.labels_BT)
 
         def lens(hidden_BTD: Tensor) -> Tensor:
-            return token_mean(token_nll(head(lm, norm(hidden_BTD[row_A, pos_A])), out.targets_A))
+            return token_nll(head(lm, norm(hidden_BTD[row_A, pos_A])), out.targets_A)
 
-        through = [checkpoint(lens, out.hidden[layer], use_reentrant=False) for layer in range(n - 1)]
-        own = token_mean(token_nll(out.logits_AV, out.targets_A))
+        through = [mean(checkpoint(lens, out.hidden[layer], use_reentrant=False)) for layer in range(n - 1)]
+        own = mean(token_nll(out.logits_AV, out.targets_A))
         return ascent_loss(torch.stack([*through, own])), self.distance(mlps, batch)
 
     def loss(self, lm: PreTrainedModel, batch: Mapping[str, TokenBatch]) -> LossTerms:

@@ -17,7 +17,8 @@ import torch
 from unlearn.config.checks import check, one_of
 from unlearn.config.schema import MethodConfig
 from unlearn.functional.divergence import kl_divergence
-from unlearn.functional.tokens import token_mean, token_nll
+from unlearn.functional.ranks import mean
+from unlearn.functional.tokens import token_nll
 from unlearn.methods.base import Method, MethodContext
 from unlearn.models.forward import forward
 from unlearn.types import LossTerms, TokenBatch
@@ -81,10 +82,10 @@ def retain_term(lm: PreTrainedModel, batch: TokenBatch, context: MethodContext, 
         return torch.zeros((), device=batch.input_ids_BT.device)
     out = forward(lm, batch)
     if kind == "nll":
-        return token_mean(token_nll(out.logits_AV, out.targets_A))
+        return mean(token_nll(out.logits_AV, out.targets_A))
     if context.reference is None:
         raise ValueError("retain: kl needs a reference in the context")
-    return kl_divergence(context.reference.logits(batch), out.logits_AV).mean()
+    return mean(kl_divergence(context.reference.logits(batch), out.logits_AV))
 
 
 class RetainMethod(Method, ABC):

@@ -32,6 +32,7 @@ from torch.nn import functional as F
 from unlearn.config.checks import check, one_of
 from unlearn.config.schema import MethodConfig, TrainableConfig
 from unlearn.errors import ConfigError
+from unlearn.functional.ranks import mean, ratio
 from unlearn.functional.tokens import upcast
 from unlearn.methods.base import Method, MethodContext
 from unlearn.models.capture import capture
@@ -106,8 +107,8 @@ def masked_mse(a_BTD: Tensor, b_BTD: Tensor, mask_BT: Tensor, average: str = "to
     """
     square_BT = (upcast(a_BTD) - upcast(b_BTD)).square().mean(-1) * mask_BT
     if average == "compat":
-        return square_BT.sum(1).mean() * mask_BT.sum(1).clamp(min=1).to(square_BT).reciprocal().mean()
-    return square_BT.sum() / mask_BT.sum().clamp(min=1)
+        return mean(square_BT.sum(1)) * mean(mask_BT.sum(1).clamp(min=1).to(square_BT).reciprocal())
+    return ratio(square_BT.sum(), mask_BT.sum())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ from unlearn.config.schema import MethodConfig
 from unlearn.functional.distance import contrastive, push_pull, standardised_distance, triplet
 from unlearn.functional.divergence import kl_divergence
 from unlearn.functional.mmd import mmd2
+from unlearn.functional.ranks import SharedRows, mean, variance
 from unlearn.latents.banks import POSITIONS, activations_at, position_index
 from unlearn.methods.base import Method, MethodContext, concatenate
 from unlearn.models.capture import EMBEDDINGS
@@ -95,9 +96,9 @@ def outlier_loss(x_NS: Tensor, unknown_MS: Tensor, level: float = 0.95) -> Tenso
     A kernel hardly feels a single point that lies far from everything: one target of ten could stay where it was. Zero for those
     who lie where unknown entities lie.
     """
-    mean, one = unknown_MS.mean(0), torch.ones_like(unknown_MS[0])
-    reach = torch.quantile(standardised_distance(unknown_MS, mean, one), level)
-    return relu(standardised_distance(x_NS, mean, one) - reach).mean()
+    centre_S, one_S = unknown_MS.mean(0), torch.ones_like(unknown_MS[0])
+    reach = torch.quantile(standardised_distance(unknown_MS, centre_S, one_S), level)
+    return relu(standardised_distance(x_NS, centre_S, one_S) - reach).mean()
 
 
 class SAEGuided(Method):
@@ -168,10 +169,12 @@ class SAEGuided(Method):
     def forget(self, lm: PreTrainedModel, batch: TokenBatch, position: str) -> Tensor:
         """The objective at one position, a scalar; 0 where no row of the batch names its entity."""
         scale, known, unknown, matched = (getattr(self, f"{name}_{position}") for name in ("scale", "known", "unknown", "matched"))
-        x_NS = self.features(activations_at(lm, batch, self.sae, position)) / scale
+        place_N = (position_index(batch, position) > NO_ENTITY).nonzero()[:, 0]
+        rows = SharedRows(place_N)
+        x_NS = rows.all(self.features(activations_at(lm, batch, self.sae, position)) / scale)
         if not len(x_NS):
             return x_NS.sum()
-        row_id_N = batch.row_id_B[position_index(batch, position) > NO_ENTITY]
+        row_id_N = rows.all(batch.row_id_B[place_N])
         mean_known, mean_unknown, one = known.mean(0), unknown.mean(0), torch.ones_like(scale)
         objectives: dict[str, Callable[[], Tensor]] = {
             "prototype": lambda: push_pull(x_NS, mean_unknown, mean_known, one, self.config.push),
@@ -204,28 +207,29 @@ class SAEGuided(Method):
             raise ValueError("sae_guided needs a reference in its context")
         with self._noise(lm, batch):
             out = forward(lm, batch, layers=self.sae.layers)
-        divergence = kl_divergence(reference.logits(batch), out.logits_AV).mean()
+        divergence = mean(kl_divergence(reference.logits(batch), out.logits_AV))
         mask_BT = batch.attention_mask_BT.bool().clone()
         mask_BT[:, 0] = False
         changes = []
         for layer in self.sae.layers:
             before, after = (h.float()[mask_BT] for h in (reference.hidden(batch, layer), out.hidden[layer]))
-            changes.append((after - before).square().mean() / before.var(0).mean())
+            changes.append(mean((after - before).square()) / variance(before).mean())
         return divergence, torch.stack(changes).mean()
 
     def _noise(self, lm: PreTrainedModel, batch: TokenBatch) -> AbstractContextManager[None]:
         """Shake the entity token below the hook, so that a neighbourhood of the listed names has to stay, not those names alone."""
         if not self.config.retain_noise:
             return nullcontext()
-        named_B = batch.entity_end_B > NO_ENTITY
-        rows, places = named_B.nonzero()[:, 0], batch.entity_end_B[named_B]
+        named_N = (batch.entity_end_B > NO_ENTITY).nonzero()[:, 0]
+        place_N, rows = batch.entity_end_B[named_N], SharedRows(named_N)
         layer = int(torch.randint(EMBEDDINGS + 1, max(1, self.layer), (), generator=self.draws))
         strength = self.config.retain_noise * float(torch.rand((), generator=self.draws))
 
         def shake(hidden_BTD: Tensor) -> Tensor:
-            at_ND = hidden_BTD[rows, places]
-            drawn = torch.randn(at_ND.shape, generator=self.draws).to(at_ND)
-            return hidden_BTD.index_put((rows, places), at_ND + strength * at_ND.detach().std(0) * drawn)
+            at_ND = hidden_BTD[named_N, place_N]
+            all_MD = rows.all(at_ND.detach())
+            drawn_ND = torch.randn(all_MD.shape, generator=self.draws).to(at_ND)[rows.own_N]
+            return hidden_BTD.index_put((named_N, place_N), at_ND + strength * all_MD.std(0) * drawn_ND)
 
         return edited(lm, layer, shake)
 

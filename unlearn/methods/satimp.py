@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unlearn.config.checks import check
-from unlearn.functional.tokens import token_mean, token_nll
+from unlearn.functional.ranks import mean
+from unlearn.functional.tokens import token_nll
 from unlearn.methods.gradient_ascent import gradient_ascent_loss
 from unlearn.methods.retain import RetainMethod, TradeOffConfig
 from unlearn.models.forward import forward
@@ -57,7 +58,7 @@ def satimp_loss(nll_A: Tensor, beta1: float, beta2: float) -> Tensor:
     """
     sure_A = -nll_A.detach()
     weight_A = sure_A.exp() ** beta1 * (-sure_A.expm1()).clamp(min=0) ** beta2
-    return -token_mean(weight_A * nll_A)
+    return -mean(weight_A * nll_A)
 
 
 class SatImp(RetainMethod):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from unlearn.config.checks import check
 from unlearn.functional.preference import preference_loss
+from unlearn.functional.ranks import mean
 from unlearn.functional.tokens import row_mean, token_nll
 from unlearn.methods.retain import RetainConfig, RetainMethod
 from unlearn.models.forward import forward
@@ -56,7 +57,7 @@ def simnpo_loss(mean_nll_B: Tensor, beta: float = 4.5, margin: float = 0.0) -> T
         beta: inverse temperature, > 0.
         margin: gamma of the paper.
     """
-    return preference_loss(mean_nll_B - margin / beta, beta).mean()
+    return mean(preference_loss(mean_nll_B - margin / beta, beta))
 
 
 class SimNPO(RetainMethod):

@@ -31,6 +31,7 @@ import torch
 from unlearn.config.checks import check
 from unlearn.config.schema import MethodConfig, TrainableConfig
 from unlearn.errors import ConfigError
+from unlearn.functional.ranks import mean
 from unlearn.functional.tokens import upcast
 from unlearn.latents.features import FeatureStats, measure_features
 from unlearn.methods.base import Method, MethodContext
@@ -122,6 +123,7 @@ class SSPU(Method):
     streams = ("forget", "retain")
     needs = frozenset({"sae", "rows", "reference_hidden"})
     reference_streams = ("retain",)
+    sharded = False
     Config = SSPUConfig
     config: SSPUConfig
     relevant_DK: Tensor
@@ -193,8 +195,8 @@ class SSPU(Method):
             )
         )
         terms = {
-            "forget": (forget_ND - self.control_D).square().mean(),
-            "retain": (retain_ND - before_ND).square().mean(),
+            "forget": mean((forget_ND - self.control_D).square()),
+            "retain": mean((retain_ND - before_ND).square()),
             "subspace": self.subspace(lm),
         }
         return LossTerms(terms["forget"] + c.alpha * terms["retain"] + c.subspace_weight * terms["subspace"], terms)

@@ -28,7 +28,8 @@ import torch
 
 from unlearn.config.checks import check
 from unlearn.config.schema import MethodConfig
-from unlearn.functional.tokens import token_mean, token_nll, upcast
+from unlearn.functional.ranks import mean
+from unlearn.functional.tokens import token_nll, upcast
 from unlearn.methods.base import Method, MethodContext
 from unlearn.models.forward import forward
 from unlearn.models.trainable import trainable_state
@@ -85,7 +86,7 @@ class TaskVector(Method):
     def loss(self, lm: PreTrainedModel, batch: Mapping[str, TokenBatch]) -> LossTerms:
         """Terms: ``forget``, the cross-entropy of the forget answers, which the steps bring *down* (see above)."""
         out = forward(lm, batch["forget"])
-        total = token_mean(token_nll(out.logits_AV, out.targets_A))
+        total = mean(token_nll(out.logits_AV, out.targets_A))
         return LossTerms(total, {"forget": total})
 
     @torch.no_grad()

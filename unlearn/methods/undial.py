@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from unlearn.config.checks import check
 from unlearn.config.schema import MethodConfig
 from unlearn.errors import ModelError
+from unlearn.functional.ranks import mean
 from unlearn.functional.tokens import upcast
 from unlearn.methods.base import MethodContext
 from unlearn.methods.kl_min import Original, every_logit
@@ -66,7 +67,7 @@ def undial_loss(ref_logits_AV: Tensor, logits_AV: Tensor, targets_A: Tensor, bet
     0.5623
     """
     lowered_AV = upcast(ref_logits_AV).detach() - beta * F.one_hot(targets_A, ref_logits_AV.shape[-1])
-    return -(lowered_AV.softmax(-1) * upcast(logits_AV).log_softmax(-1)).sum(-1).mean()
+    return -mean((lowered_AV.softmax(-1) * upcast(logits_AV).log_softmax(-1)).sum(-1))
 
 
 def counted_from_the_end(labels_BT: Tensor, n_tokens: int) -> Tensor:

@@ -31,6 +31,7 @@ import torch
 from unlearn.config.checks import check, one_of
 from unlearn.config.schema import MethodConfig, TrainableConfig
 from unlearn.functional.divergence import kl_divergence
+from unlearn.functional.ranks import masked_mean, mean
 from unlearn.methods.base import MethodContext, concatenate
 from unlearn.methods.wrapper import Wrapper, WrapperConfig
 from unlearn.models.forward import forward
@@ -113,6 +114,7 @@ class Undo(Wrapper):
     paper = "https://arxiv.org/abs/2506.06278"
     streams = ("forget", "retain", "known", "unknown")
     wraps = True
+    sharded = False
     Config = UndoConfig
     config: UndoConfig
 
@@ -179,8 +181,7 @@ class Undo(Wrapper):
         first = sum(len(batch[s].row_id_B) for s in streams[: streams.index("forget")]) if "forget" in streams else 0
         last = first + len(batch["forget"].row_id_B) if "forget" in streams else 0
         own_A = (out.row_A >= first) & (out.row_A < last)
-        forget = (divergence_A.detach() * own_A).sum() / own_A.sum().clamp(min=1)
-        total = divergence_A.mean()
+        forget, total = masked_mean(divergence_A.detach(), own_A), mean(divergence_A)
         return LossTerms(total, {"forget": forget, "distil": total})
 
     def _unlearn(self, lm: PreTrainedModel, batch: Mapping[str, TokenBatch]) -> LossTerms:

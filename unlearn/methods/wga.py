@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unlearn.config.checks import check
-from unlearn.functional.tokens import token_mean, token_nll
+from unlearn.functional.ranks import mean
+from unlearn.functional.tokens import token_nll
 from unlearn.methods.gradient_ascent import gradient_ascent_loss
 from unlearn.methods.retain import RetainMethod, TradeOffConfig
 from unlearn.models.forward import forward
@@ -49,7 +50,7 @@ def wga_loss(nll_A: Tensor, beta: float) -> Tensor:
     -0.3466
     """
     weight_A = (-nll_A.detach()).exp() ** beta
-    return -token_mean(weight_A * nll_A)
+    return -mean(weight_A * nll_A)
 
 
 class WGA(RetainMethod):

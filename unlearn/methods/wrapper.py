@@ -74,6 +74,11 @@ class Wrapper(Method, ABC):
         return own and inner_class(config).takes_routed(inner_config(config))
 
     @classmethod
+    def takes_sharded(cls, config: MethodConfig) -> bool:
+        """Whether the inner method does, and the wrapper itself."""
+        return cls.sharded and inner_class(config).takes_sharded(inner_config(config))
+
+    @classmethod
     def streams_of(cls, config: MethodConfig) -> tuple[str, ...]:
         """Streams of the inner method and of the wrapper, in the order of ``STREAMS``."""
         return cls.with_inner_streams(config, cls.streams)
@@ -106,6 +111,10 @@ class Wrapper(Method, ABC):
     def deepest_layer(self) -> int | None:
         """As the inner method."""
         return self.inner.deepest_layer()
+
+    def leaves_idle(self) -> bool:
+        """As the inner method."""
+        return self.inner.leaves_idle()
 
     def setup(self, lm: PreTrainedModel) -> None:
         """Set up the inner method."""

@@ -103,7 +103,7 @@ def _generate_batch(base: Any, prompts: Sequence[Sequence[int]], pad_id: int, co
         ids[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = 1
     device = device_of(base)
-    output = base.generate(ids.to(device), attention_mask=mask.to(device), generation_config=config)
+    output = base.generate(ids.to(device), attention_mask=mask.to(device), generation_config=config, synced_gpus=False)
     return output[:, longest:].tolist()
 
 

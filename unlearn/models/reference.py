@@ -19,6 +19,8 @@ from unlearn.errors import CacheError, ModelError
 from unlearn.models.capture import check_layer
 from unlearn.models.decoder import head, hidden_size, output_head
 from unlearn.models.reference_files import HEAD, Rows, Slot, hidden_file, read_manifest, row_sizes, write_store
+from unlearn.models.sharded import blank
+from unlearn.tracking.files import alone
 from unlearn.types import TokenBatch
 
 
@@ -53,6 +55,7 @@ class ReferenceStore:
         self._final = np.load(path / "final.npy", mmap_mode="r")
         self._nll = np.load(path / "nll.npy", mmap_mode="r")
         self._lm = lm
+        self._blank_head = blank(output_head(lm))
         self._state = self._head_state()
         self._frozen_head: nn.Module | None = None
 
@@ -62,7 +65,7 @@ class ReferenceStore:
     ) -> ReferenceStore:
         """The store at ``path``; where there is none, run the model over the rows and write it. Call it before training.
 
-        Adapters of a peft model are off meanwhile. Several processes may build the same store at once.
+        Adapters of a peft model are off meanwhile. Processes that want the same store at once build it once.
 
         Args:
             lm: the language model, untrained.
@@ -80,8 +83,9 @@ class ReferenceStore:
         layers = tuple(dict.fromkeys(layers))
         for layer in layers:
             check_layer(lm, layer)
-        if not path.exists():
-            write_store(lm, batches, rows, layers, path, dtype)
+        with alone(path):
+            if not path.exists():
+                write_store(lm, batches, rows, layers, path, dtype)
         store = cls(lm, path)
         store._check_holds(rows, layers)
         return store
@@ -101,7 +105,7 @@ class ReferenceStore:
         """The head as it was: None for the live one while nothing has trained or changed it, else a copy read from disk."""
         live = output_head(self._lm)
         if self._frozen_head is None and (any(p.requires_grad for p in live.parameters()) or self._head_state() != self._state):
-            self._frozen_head = _head_copy(live, self.path / HEAD)
+            self._frozen_head = _head_copy(self._blank_head, self.path / HEAD)
         return self._frozen_head
 
     def _find(self, batch: TokenBatch) -> list[Slot]:
@@ -162,9 +166,8 @@ class ReferenceStore:
         return self._answers(self._nll, batch)
 
 
-def _head_copy(live: nn.Module, file: Path) -> nn.Module:
-    """The head with the weights in ``file``, frozen, sharing nothing with the live one."""
-    with torch.no_grad():
-        kept = copy.deepcopy(live, {id(p): torch.nn.Parameter(torch.empty_like(p), requires_grad=False) for p in live.parameters()})
+def _head_copy(shape: nn.Module, file: Path) -> nn.Module:
+    """A head of that shape with the weights in ``file``, frozen."""
+    kept = copy.deepcopy(shape).to_empty(device="cpu")
     kept.load_state_dict(load_file(file))
     return kept.requires_grad_(False).eval()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unlearn.functional.contrast import cell_means
-from unlearn.functional.judgement import TOLERANCE, attack_excesses, judge
+from unlearn.functional.judgement import TOLERANCE, attack_excesses
 from unlearn.report.names import DASH, plain
 from unlearn.report.style import PALETTE, house_style, save
 from unlearn.tracking.files import read_json
@@ -119,11 +119,14 @@ WORD_ROLES: Mapping[str, str] = {"erased": "run-2", "hidden": "run-1", "damaged"
 """Verdict -> role of its colour."""
 
 
-def relearning_figure(summary: Mapping[str, Mapping[str, Mapping[str, float]]], key: str = "attack/relearn") -> Figure:
+def relearning_figure(
+    summary: Mapping[str, Mapping[str, Mapping[str, float]]], words: Mapping[str, str], key: str = "attack/relearn"
+) -> Figure:
     """What relearning brings back, one line for each setting: recovery with its interval over seeds, control, and the gold model.
 
     Args:
         summary: ``{setting: {key: {mean, ci_low, ci_high}}}``.
+        words: verdict on each setting.
         key: the attack.
     """
     from matplotlib.figure import Figure
@@ -135,18 +138,17 @@ def relearning_figure(summary: Mapping[str, Mapping[str, Mapping[str, float]]], 
         figure = Figure(figsize=(6.4, height))
         left = 0.04 + 0.0125 * max((len(label) for label, _ in rows), default=1)
         ax = figure.add_axes((left, 0.5 / height, 0.97 - left, (height - 1.35) / height))
-        _recovered(ax, rows, key)
+        _recovered(ax, rows, words, key)
         figure.text(0.02, 1 - 0.1 / height, "Facts that come back after relearning others", fontweight="bold", fontsize=10.5, va="top")
         handles, labels = ax.get_legend_handles_labels()
         figure.legend(handles, labels, loc="upper left", bbox_to_anchor=(0.005, 1 - 0.28 / height), ncols=3, frameon=False, fontsize=8)
     return figure
 
 
-def _recovered(ax: Axes, rows: Sequence[tuple[str, Mapping[str, Mapping[str, float]]]], key: str) -> None:
+def _recovered(ax: Axes, rows: Sequence[tuple[str, Mapping[str, Mapping[str, float]]]], words: Mapping[str, str], key: str) -> None:
     seen: set[str] = set()
-    for place, (_, found) in enumerate(rows):
-        means = {name: entry["mean"] for name, entry in found.items()}
-        word = judge({**means, **{f"{k}/ci_low": e["ci_low"] for k, e in found.items() if k.endswith("_excess")}}).word
+    for place, (label, found) in enumerate(rows):
+        word = words.get(label, "")
         colour, entry = PALETTE[WORD_ROLES.get(word, "muted")], found[f"{key}_recovery"]
         ax.plot([entry["ci_low"], entry["ci_high"]], [place, place], color=colour, linewidth=1.2)
         ax.plot(entry["mean"], place, "o", color=colour, markersize=5, label=word if word not in seen else None)

@@ -6,28 +6,56 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 
-def write_atomic(path: Path, content: str | bytes) -> Path:
-    """Write ``content`` to a temporary name in the same folder, then put it in place of ``path``; return ``path``."""
-    data = content.encode("utf-8") if isinstance(content, str) else content
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """A temporary name in the folder of ``path`` to write to; afterwards it is synced to disk and put in place of ``path``.
+
+    Whatever goes wrong meanwhile, ``path`` stays as it was and the temporary file is deleted.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        yield Path(name)
+        sync(Path(name))
         os.chmod(name, 0o644)
         os.replace(name, path)
+        sync(path.parent)
     except BaseException:
         with suppress(OSError):
             os.unlink(name)
         raise
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """One process at a time builds ``path``; the others wait, and find it there when they come in."""
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f"{path.name}.lock")):
+        yield
+
+
+def write_atomic(path: Path, content: str | bytes) -> Path:
+    """Write ``content`` to a temporary name in the same folder, then put it in place of ``path``; return ``path``."""
+    with aside(path) as temporary:
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     return path
 
 
@@ -67,6 +95,12 @@ def append_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             if file.read(1) != b"\n":
                 text = "\n" + text
         file.write(text.encode("utf-8"))
+
+
+def cut_lines(path: Path, size: int) -> None:
+    """Drop what a JSON-lines file holds beyond ``size`` bytes; a file that is missing or shorter stays as it is."""
+    if path.is_file() and path.stat().st_size > size:
+        os.truncate(path, size)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

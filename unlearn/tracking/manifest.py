@@ -15,6 +15,7 @@ from typing import Any
 
 from unlearn.config.fingerprint import fingerprint
 from unlearn.config.schema import RunConfig
+from unlearn.config.secrets import hide_secrets
 from unlearn.tracking.files import dump_json, read_json, write_atomic
 from unlearn.tracking.rundir import RunDirectory
 from unlearn.types import STREAMS
@@ -114,6 +115,6 @@ def hardware() -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line of this process, its program by name only."""
+    """The command line of this process, its program by name only, without passwords."""
     program, *words = sys.argv or [""]
-    return shlex.join([Path(program).name or "python", *words])
+    return shlex.join([Path(program).name or "python", *map(hide_secrets, words)])

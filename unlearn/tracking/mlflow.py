@@ -1,14 +1,17 @@
 """MLflow: the values of a run in a tracking store, without letting the store stop or slow the run.
 
-Lightning's ``MLFlowLogger`` makes the experiment and the run. Around it, values are sent in batches, a store that cannot be reached
-costs a bounded time and one warning, and a continued run gets no step twice.
+Lightning's ``MLFlowLogger`` makes the experiment and the run. Around it, a thread sends values in batches (MLflow's own asynchronous
+logging drops a batch that fails), a store that cannot be reached costs a bounded time and one warning, and a continued run gets no step
+twice.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
+import threading
 import time
 import warnings
 from argparse import Namespace
@@ -16,25 +19,31 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.loggers.logger import DummyExperiment, Logger
-from lightning.pytorch.loggers.mlflow import MLFlowLogger
+from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from unlearn.config.schema import TrackingConfig
+from unlearn.config.secrets import hide_secrets
+from unlearn.tracking.courier import Courier
 from unlearn.tracking.logger import SKIPPED
 from unlearn.tracking.rundir import scalar
-from unlearn.tracking.store import alone, knock, metric_name, public_uri
+from unlearn.tracking.store import LOCK_S, metric_name, public_uri
+from unlearn.tracking.stored_run import Row, StoredRun
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 
-TIMEOUT_S = 4
+TIMEOUT_S = 10
 """Seconds that one request may take (MLFLOW_HTTP_REQUEST_TIMEOUT where it is set)."""
-PATIENCE_S = 8.0
-"""Seconds that failing calls may take in all; after that the store is left alone."""
+PATIENCE_S = 25.0
+"""Seconds that a run may wait for failing calls; after that nobody waits until a call has succeeded."""
+STALL_S = 15.0
+"""Seconds without an answer after which a run stops waiting for a store that it has reached before."""
 PAUSE_S = 30.0
-"""Seconds between two attempts at a store that is away."""
+"""Seconds between two attempts at a store that is away, while nobody waits."""
 FLUSH_S = 5.0
 """Seconds that values may wait for company."""
+LAST_TRIES, LAST_PAUSE_S = 3, 0.5
+"""Attempts to end the MLflow run of a store that was there before, and seconds between them."""
 BATCH = 500
 """Values that are sent at once; MLflow takes 1,000 in one call."""
 BACKLOG = 200_000
@@ -67,7 +76,9 @@ def make_mlflow_logger(
         return None
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT_S))
+    os.environ.setdefault("PGCONNECT_TIMEOUT", str(TIMEOUT_S))
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     for noisy in ("alembic", "mlflow.store.db.utils", "lightning.pytorch.loggers.mlflow"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -80,8 +91,9 @@ def make_mlflow_logger(
 class MLflowRunLogger(Logger):
     """One MLflow run, reached when possible.
 
-    ``finalize`` sends what is waiting and ends the MLflow run; Lightning calls it when ``fit`` ends. A value logged later is sent at
-    once and sets the run going again, so whoever logs after ``fit`` calls ``finalize`` once more.
+    Logging a value only queues it; a thread sends what has gathered. ``finalize`` sends what is waiting and ends the MLflow run;
+    Lightning calls it when ``fit`` ends, and the end of the process does where nobody has. A value logged later is sent at once and
+    sets the run going again, so whoever logs after ``fit`` calls ``finalize`` once more.
     """
 
     def __init__(
@@ -95,19 +107,20 @@ class MLflowRunLogger(Logger):
     ) -> None:
         super().__init__()
         self.uri = uri
-        self._experiment_name, self._run_name, self._tags, self._continued_id = experiment, run_name, dict(tags), run_id
+        self._run = StoredRun(uri, experiment, run_name, tags, run_id, TIMEOUT_S)
         self._params: dict[str, Any] = dict(params)
-        self._pending: list[tuple[str, float, int, int]] = []
-        self._inner: MLFlowLogger | None = None
-        self._steps: dict[str, set[int]] | None = None
-        self._stored_params: set[str] = set()
+        self._pending: list[Row] = []
+        self._lock = threading.Lock()  # of the two above
+        self._courier = Courier(lambda: self._round(BATCH), self._round, lambda: FLUSH_S)
+        self._trouble: Exception | None = None
         self._ended = self._warned = False
-        self._lost_s, self._retry_at, self._flushed_at = 0.0, 0.0, time.monotonic()
+        self._lost_s, self._retry_at = 0.0, 0.0
+        atexit.register(self._abandon)
 
     @property
     def name(self) -> str:
         """Name of the experiment."""
-        return self._experiment_name
+        return self._run.experiment
 
     @property
     def version(self) -> str | None:
@@ -117,54 +130,58 @@ class MLflowRunLogger(Logger):
     @property
     def run_id(self) -> str | None:
         """Id of the MLflow run; the one given while the store has not been reached, None on other ranks than zero."""
-        return self._inner.run_id if self._inner is not None else self._continued_id
+        return self._run.run_id
 
     @property
     def reached(self) -> bool:
-        """Whether the store was reached and has not been given up."""
-        return self._inner is not None and self._lost_s < PATIENCE_S
+        """Whether the store was reached and is still waited for."""
+        return self._run.reached and self._lost_s < PATIENCE_S
 
     @property
     def experiment(self) -> Any:
         """MLflow's client, or an object that takes every call and does nothing while the store is away."""
-        return self._inner.experiment if self._inner is not None else DummyExperiment()
+        return self._run.client
 
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Add flat ``params``; one that has a value already keeps it."""
-        given = vars(params) if isinstance(params, Namespace) else params
-        self._params.update(given)
-        self.flush()
+        with self._lock:
+            self._params.update(vars(params) if isinstance(params, Namespace) else params)
+        self._courier.tell()
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """Queue the numbers among ``metrics`` at ``step`` (0 when none is given); texts are left out."""
         now = int(time.time() * 1000)
-        for key, value in metrics.items():
-            number = scalar(key, value)
-            if key not in SKIPPED and isinstance(number, int | float):
-                self._pending.append((metric_name(key), float(number), now, step or 0))
-        del self._pending[: max(0, len(self._pending) - BACKLOG)]
-        if self._ended or len(self._pending) >= BATCH or time.monotonic() - self._flushed_at >= FLUSH_S:
+        numbers = ((key, scalar(key, value)) for key, value in metrics.items() if key not in SKIPPED)
+        rows = [(metric_name(key), float(number), now, step or 0) for key, number in numbers if isinstance(number, int | float)]
+        with self._lock:
+            self._pending += rows
+            del self._pending[: max(0, len(self._pending) - BACKLOG)]
+        if self._ended:
+            atexit.register(self._abandon)
             self.flush()
+        elif len(self._pending) >= BATCH:
+            self._courier.tell()
+        self._report()
 
     @rank_zero_only
     def log_artifacts(self, files: Iterable[Path], folder: str | None = None) -> None:
         """Keep ``files`` with the run, below ``folder``."""
-        chosen = [str(file) for file in files]
+        chosen = list(files)
 
         def send() -> None:
             self._deliver()
             for file in chosen:
-                self.experiment.log_artifact(self.run_id, file, folder)
+                self._run.add_file(file, folder)
+                self._courier.moved()
 
-        self._attempt(send, force=True)
+        self._wait_for(send, force=True)
 
     @rank_zero_only
     def flush(self, force: bool = False) -> bool:
-        """Send what is waiting; ``force`` tries a store that failed a moment ago. Whether it arrived."""
-        self._flushed_at = time.monotonic()
-        return self._attempt(self._deliver, force)
+        """Send what is waiting and wait for it; ``force`` tries a store that failed a moment ago. Whether it arrived."""
+        return self._wait_for(self._deliver, force)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -174,103 +191,89 @@ class MLflowRunLogger(Logger):
 
         def end() -> None:
             self._deliver()
-            self.experiment.set_terminated(self.run_id, ending)
+            self._run.end(ending)
 
-        self._ended = self._attempt(end, force=True)
+        atexit.unregister(self._abandon)
+        for left in reversed(range(LAST_TRIES)):
+            self._ended = self._wait_for(end, force=True)
+            if self._ended or not self.reached or not left:
+                break
+            time.sleep(LAST_PAUSE_S)
+        self._courier.stop()
+
+    def _abandon(self) -> None:
+        """At the end of the process: send what is waiting and close a run that nobody has closed."""
+        if self._run.reached:
+            self.finalize("failed")
+
+    def _wait_for(self, action: Callable[[], None], force: bool) -> bool:
+        """``action``, in the courier's thread; the time that is lost over a failure is counted."""
+        if self._lost_s >= PATIENCE_S:
+            return False
+        started = time.monotonic()
+        try:
+            done = self._courier.ask(lambda: self._attempt(action, force), STALL_S if self._run.reached else LOCK_S)
+        except TimeoutError as error:
+            self._trouble, done = error, False
+        if not done:
+            self._lost_s += time.monotonic() - started
+        self._report()
+        return done
+
+    def _round(self, least: int = 1) -> None:
+        """What the courier does unasked: bring what has gathered, if that is ``least`` values."""
+        if len(self._pending) >= least or self._params:
+            self._attempt(lambda: self._deliver(least), force=False)
 
     def _attempt(self, action: Callable[[], None], force: bool) -> bool:
-        started = time.monotonic()
-        if self._lost_s >= PATIENCE_S or (started < self._retry_at and not force):
+        if time.monotonic() < self._retry_at and not force:
             return False
         try:
             action()
         except Exception as error:  # whatever a store may raise, the run goes on
             self._retry_at = time.monotonic() + PAUSE_S
-            self._lost_s += time.monotonic() - started
-            self._warn(error)
+            self._trouble = error
             return False
+        self._retry_at = self._lost_s = 0.0
         return True
 
-    def _warn(self, error: Exception) -> None:
-        if self._warned:
+    def _report(self) -> None:
+        """Warn of the first trouble, in the thread of whoever logs."""
+        error = self._trouble
+        if error is None or self._warned:
             return
         self._warned = True
         shown = public_uri(self.uri)
-        reason = (str(error).splitlines() or [""])[0].replace(self.uri, shown)[:160] or type(error).__name__
+        reason = hide_secrets((str(error).splitlines() or [""])[0].replace(self.uri, shown))[:160] or type(error).__name__
         warnings.warn(
             f"The MLflow store {shown} does not take this run's values ({reason}); the run goes on, and its own folder has them all.",
             RuntimeWarning,
             stacklevel=2,
         )
 
-    def _deliver(self) -> None:
-        inner = self._reach()
-        client, run_id = inner.experiment, inner.run_id
+    def _deliver(self, least: int = 1) -> None:
+        """Send what is waiting, in the courier's thread, while it is ``least`` values; what does not arrive waits on."""
+        self._run.reach()
         if self._ended:
-            client.update_run(run_id, status="RUNNING")
+            self._run.reopen()
             self._ended = False
-        self._deliver_params(inner)
-        from mlflow.entities import Metric
-
-        while self._pending:
-            batch = self._pending[:BATCH]
-            fresh = [Metric(key, value, timestamp, step) for key, value, timestamp, step in batch if step not in self._stored_steps(key)]
-            if fresh:
-                client.log_batch(run_id, metrics=fresh)
-            del self._pending[: len(batch)]
-
-    def _deliver_params(self, inner: MLFlowLogger) -> None:
-        params = {metric_name(key): value for key, value in self._params.items()}
-        params = {key: value for key, value in params.items() if key not in self._stored_params}
-        if params:
-            inner.log_hyperparams(params)
-            self._stored_params.update(params)
-        self._params = {}
-
-    def _stored_steps(self, key: str) -> set[int]:
-        """Steps of ``key`` that a continued run has from before; none for a new run."""
-        if self._steps is None:
-            return set()
-        if key not in self._steps:
-            self._steps[key] = {metric.step for metric in self.experiment.get_metric_history(self.run_id, key)}
-        return self._steps[key]
-
-    def _reach(self) -> MLFlowLogger:
-        """Lightning's logger, its MLflow run found or made."""
-        if self._inner is None:
-            knock(self.uri, TIMEOUT_S)
-            import mlflow  # noqa: F401  (slow, so not while others wait for the lock)
-
-            with alone(self.uri):
-                self._inner = self._continue() or self._begin()
-        return self._inner
-
-    def _continue(self) -> MLFlowLogger | None:
-        """The run to go on with; None where there is none, or the store does not know it."""
-        if self._continued_id is None:
-            return None
-        from mlflow.exceptions import MlflowException
-
-        inner = MLFlowLogger(self._experiment_name, tracking_uri=self.uri, run_id=self._continued_id)
-        try:
-            self._stored_params = set(inner.experiment.get_run(self._continued_id).data.params)
-            inner.experiment.update_run(self._continued_id, status="RUNNING")
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-        self._steps = {}
-        return inner
-
-    def _begin(self) -> MLFlowLogger:
-        """A new run; tried again when another process has made the experiment a moment ago."""
-        from mlflow.exceptions import MlflowException
-
-        inner = MLFlowLogger(self._experiment_name, self._run_name, self.uri, dict(self._tags))
-        try:
-            _ = inner.experiment
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+        with self._lock:
+            params = dict(self._params)
+        self._run.add_params(params)
+        with self._lock:
+            self._params = {key: value for key, value in self._params.items() if key not in params}
+        while batch := self._take(least):
+            try:
+                self._run.add_metrics(batch)
+            except BaseException:
+                with self._lock:
+                    self._pending[:0] = batch
                 raise
-            _ = inner.experiment
-        return inner
+            self._courier.moved()
+
+    def _take(self, least: int) -> list[Row]:
+        with self._lock:
+            if len(self._pending) < least:
+                return []
+            batch, self._pending = self._pending[:BATCH], self._pending[BATCH:]
+        return batch

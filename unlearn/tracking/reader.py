@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,6 +70,14 @@ def read_run(path: str | Path) -> RunRecord:
         status=read_json(run.status_path),
         activations=run.activations_path if run.activations_path.is_file() else None,
     )
+
+
+def logged(run: RunDirectory) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every step of metrics.jsonl with its metrics, in the order of steps; of several stages at one step the last wins."""
+    steps: dict[int, dict[str, Any]] = {}
+    for row in _tidy(read_lines(run.metrics_path)):
+        steps.setdefault(row["step"], {})[row["key"]] = row["value"]
+    yield from steps.items()
 
 
 def find_runs(path: str | Path) -> list[Path]:

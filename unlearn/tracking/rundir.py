@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import io
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from unlearn.config.secrets import hide_secrets
 from unlearn.errors import RunError, did_you_mean
 from unlearn.tracking.files import append_lines, dump_json, read_json, write_atomic
+from unlearn.tracking.tensors import load_tensors, save_tensors
 
 STATES: tuple[str, ...] = ("running", "finished", "failed", "killed", "stopped")
 """``stopped``: ended early on purpose (a collapsed model, for example); ``killed``: interrupted from outside."""
+
+LONGEST = 255
+"""Bytes that the name of a folder may have."""
 
 CONFIG, MANIFEST, METRICS, SAMPLES, RESULTS, STATUS, ACTIVATIONS, WEIGHTS = (
     "config.yaml",
@@ -34,15 +40,32 @@ def is_run(path: Path) -> bool:
     return (path / CONFIG).is_file() and any((path / name).is_file() for name in (MANIFEST, RESULTS))
 
 
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """One sentence for whatever the disk has against ``path``.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path} must be a file that can be written; found: {error.strerror or error}.") from error
+
+
 def run_path(out: str | Path, name: str) -> Path:
     """``<out>/<name>``.
 
     Raises:
-        RunError: ``name`` is empty, or leads to ``out`` itself or out of it.
+        RunError: ``name`` is empty, leads to ``out`` itself or out of it, or is none that a file system takes.
     """
     root = Path(out).resolve()
-    path = (root / name).resolve()
-    if not name.strip() or path == root or not path.is_relative_to(root):
+    try:
+        path = (root / name).resolve()
+        usable = name.isprintable() and max(len(part.encode()) for part in path.parts) <= LONGEST
+    except (OSError, RuntimeError, ValueError):  # a circle of links, characters that no file name may have
+        path, usable = root, False
+    if not usable or not name.strip() or path == root or not path.is_relative_to(root):
         raise RunError(f"name must be a folder inside out ({str(out)!r}), such as 'npo' or 'study/npo'; found {name!r}.")
     return Path(out) / path.relative_to(root)
 
@@ -162,25 +185,30 @@ class RunDirectory:
 
     def write_config(self, text: str) -> Path:
         """Write config.yaml."""
-        return write_atomic(self.config_path, text)
+        with writing(self.config_path):
+            return write_atomic(self.config_path, text)
 
     def write_results(self, results: Mapping[str, Any]) -> dict[str, Any]:
         """Merge ``results`` into results.json and return all of it; later values win.
 
         Raises:
-            RunError: a value is neither a number nor a text.
+            RunError: a value is neither a number nor a text, or the disk does not take them.
         """
         merged = {**read_json(self.results_path), **{key: scalar(key, value) for key, value in results.items()}}
-        write_atomic(self.results_path, dump_json(dict(sorted(merged.items()))) + "\n")
+        with writing(self.results_path):
+            write_atomic(self.results_path, dump_json(dict(sorted(merged.items()))) + "\n")
         return merged
 
     def append_metrics(self, step: int, stage: str, metrics: Mapping[str, Any]) -> None:
         """Append one row {step, stage, key, value} for each metric."""
-        append_lines(self.metrics_path, ({"step": int(step), "stage": stage, "key": k, "value": scalar(k, v)} for k, v in metrics.items()))
+        rows = [{"step": int(step), "stage": stage, "key": k, "value": scalar(k, v)} for k, v in metrics.items()]
+        with writing(self.metrics_path):
+            append_lines(self.metrics_path, rows)
 
     def append_samples(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Append rows {set, prompt, reference, before, after}."""
-        append_lines(self.samples_path, rows)
+        with writing(self.samples_path):
+            append_lines(self.samples_path, rows)
 
     def write_activations(self, **arrays: Any) -> Path:
         """Write activations.npz, compressed, as float32 (``known_ND``, ``unknown_MD``, ``target_before_KD``, ``target_after_KD``)."""
@@ -189,17 +217,14 @@ class RunDirectory:
         buffer = io.BytesIO()
         floats: dict[str, Any] = {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
         np.savez_compressed(buffer, **floats)
-        return write_atomic(self.activations_path, buffer.getvalue())
+        with writing(self.activations_path):
+            return write_atomic(self.activations_path, buffer.getvalue())
 
     def write_weights(self, state: Mapping[str, Any]) -> Path:
-        """Write the final trained weights (tensors by name, ``lm.`` or ``method.`` first) to weights.safetensors."""
-        from safetensors.torch import save_file
-
+        """Write the final trained weights (tensors by name, ``lm.`` or ``method.`` first) to weights.safetensors, with their checksum."""
         path = self.path / WEIGHTS
-        temporary = path.with_name(f"{path.name}.tmp")
-        save_file(dict(state), temporary)
-        temporary.replace(path)
-        return path
+        with writing(path):
+            return save_tensors(path, state)
 
     def read_weights(self) -> dict[str, Any]:
         """What ``write_weights`` wrote; empty where the run trained nothing.
@@ -207,25 +232,31 @@ class RunDirectory:
         Raises:
             RunError: the file is damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         path = self.path / WEIGHTS
         try:
-            return dict(load_file(path)) if path.is_file() else {}
-        except (SafetensorError, OSError) as error:
+            return load_tensors(path) if path.is_file() else {}
+        except (ValueError, OSError) as error:
             raise RunError(f"{path} must hold the run's final weights; found a damaged file ({error}).") from error
 
     def set_status(self, state: str, reason: str = "") -> None:
-        """Write the status.
+        """Write the status, passwords left out of ``reason``; on a full disk over the old one, whose room it has.
 
         Raises:
-            RunError: ``state`` is not one of ``STATES``.
+            RunError: ``state`` is not one of ``STATES``, or the disk does not take it.
         """
         if state not in STATES:
             raise RunError(f"status must be one of {', '.join(STATES)}; found {state!r}.{did_you_mean(state, STATES)}")
         updated = datetime.now(UTC).isoformat(timespec="seconds")
-        write_atomic(self.status_path, dump_json({"state": state, "reason": reason, "updated": updated}) + "\n")
+        text = dump_json({"state": state, "reason": hide_secrets(reason), "updated": updated}) + "\n"
+        with writing(self.status_path):
+            try:
+                write_atomic(self.status_path, text)
+            except OSError:
+                if not self.status_path.is_file():
+                    raise
+                with self.status_path.open("rb+") as file:  # not emptied first: the room might be gone
+                    file.write(text.encode("utf-8"))
+                    file.truncate()
 
 
 def scalar(key: str, value: Any) -> int | float | str | None:

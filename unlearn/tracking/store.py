@@ -28,13 +28,13 @@ def metric_name(key: str) -> str:
 
 
 def public_uri(uri: str) -> str:
-    """``uri`` without user name and password.
+    """``uri`` without user name, password and options.
 
-    >>> public_uri("http://me:secret@mlflow:5000/x")
-    'http://mlflow:5000/x'
+    >>> public_uri("http://me:secret@mlflow:5000/x"), public_uri("postgresql://db/x?password=secret")
+    ('http://mlflow:5000/x', 'postgresql://db/x')
     """
     parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2])) if "@" in parts.netloc else uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="")) if parts.netloc else uri
 
 
 def sqlite_file(uri: str) -> Path | None:

@@ -1,0 +1,274 @@
+"""One tiny run, started in every way that the README names: command lines, two nodes, and what was left behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import load_file
+
+from unlearn.tracking.reader import RunRecord, read_run
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+SCRIPT = ROOT / "experiments" / "run.py"
+LAUNCHED = ROOT / "tests" / "distributed" / "launched.py"
+LIMIT_S = 900
+LAUNCHER_VARIABLES = (
+    "LT_",
+    "SLURM_",
+    "TORCHELASTIC_",
+    "RANK",
+    "LOCAL_",
+    "WORLD_SIZE",
+    "MASTER_",
+    "NODE_RANK",
+    "GROUP_",
+    "UNLEARN_PREPARED",
+)
+
+
+@dataclass
+class Launch:
+    """What came of one command (or one per node)."""
+
+    codes: list[int]
+    output: str
+    seconds: float
+    records: list[list[dict[str, Any]]] = field(default_factory=list)
+
+
+def environment(folder: Path, **more: str) -> dict[str, str]:
+    """This process's variables, without those of a launcher."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}
+    return clean | {"OMP_NUM_THREADS": "1", "RECORD": str(folder), "PYTHONPATH": str(ROOT), "PYTHON": sys.executable} | more
+
+
+def free_port() -> int:
+    """A port that nobody listens at."""
+    with socket.socket() as one:
+        one.bind(("", 0))
+        return int(one.getsockname()[1])
+
+
+def job_id() -> int:
+    """A SLURM job number whose port, which Lightning derives from it, is free."""
+    for candidate in range(os.getpid() * 17 % 9000, 10000):
+        with socket.socket() as one:
+            try:
+                one.bind(("", 15000 + candidate))
+            except OSError:
+                continue
+            return 420000 + candidate
+    raise OSError("no free port for a SLURM job")
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> Path:
+    """``config`` without devices, which the launcher says, as run.yaml."""
+    trainer = {k: v for k, v in config["trainer"].items() if k != "devices"}
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump({**config, "trainer": trainer}))
+    return path
+
+
+def launch(folder: Path, commands: Sequence[Sequence[str | Path]], **more: str) -> Launch:
+    """Start all commands at once in ``folder``, wait for them, and read what the processes wrote down."""
+    folder.mkdir(exist_ok=True)
+    started = time.monotonic()
+    running = []
+    for number, command in enumerate(commands):
+        with (folder / f"output{number}").open("w") as said:
+            running.append(subprocess.Popen([str(c) for c in command], env=environment(folder, **more), cwd=ROOT, stdout=said, stderr=said))
+    try:
+        codes = [process.wait(max(1.0, LIMIT_S - (time.monotonic() - started))) for process in running]
+    finally:
+        for process in running:
+            process.terminate()
+    output = "".join((folder / f"output{number}").read_text() for number in range(len(commands)))
+    records = [[json.loads(line) for line in file.read_text().splitlines()] for file in sorted(folder.glob("rank*.jsonl"))]
+    return Launch(codes, output, time.monotonic() - started, records)
+
+
+def readme() -> list[list[str]]:
+    """The command lines of the README's section, as words."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.split("## Many devices, many nodes", 1)[1].split("```sh\n", 1)[1].split("```", 1)[0]
+    return [shlex.split(line, comments=True) for line in section.splitlines()]
+
+
+def command(start: str, script: Path, words: Sequence[str], **changed: str) -> list[str | Path]:
+    """The README's line that begins with ``start``, with ``script`` in the place of experiments/run.py and ``words`` in that of my.yaml.
+
+    ``changed`` are options with another value (``main_address``) or that the line does not have.
+    """
+    line = next(line for line in readme() if " ".join(line).startswith(start))
+    made: list[str | Path] = [BIN / line[0]]
+    for word in line[1:]:
+        made += list(words) if word == "my.yaml" else [script if word == "experiments/run.py" else word]
+    first = made.index("run") + 1 if line[0] == "fabric" else 1
+    for name, value in changed.items():
+        option = f"--{name.replace('_', '-')}"
+        if option in made:
+            made[made.index(option) + 1] = value
+        else:
+            made[first:first] = [option, value]
+    return made
+
+
+def fabric(script: Path, words: Sequence[str]) -> list[str | Path]:
+    """``fabric run`` with two processes; a port of its own, since tests run side by side."""
+    return command("fabric run --devices 2", script, words, accelerator="cpu", main_port=str(free_port()))
+
+
+def fabric_node(node: int, address: str, port: int, words: Sequence[str]) -> list[str | Path]:
+    """``fabric run`` on node ``node`` of two, with one process."""
+    start = f"fabric run --devices 8 --num-nodes 2 --node-rank {node}"
+    return command(start, LAUNCHED, words, accelerator="cpu", devices="1", main_address=address, main_port=str(port))
+
+
+def torchrun(script: Path, words: Sequence[str]) -> list[str | Path]:
+    """``torchrun`` with two processes."""
+    return command("torchrun", script, words, master_port=str(free_port()))
+
+
+def plain(words: Sequence[str]) -> list[str | Path]:
+    """``unlearn run``, which starts the processes itself."""
+    return command("unlearn run", SCRIPT, words)
+
+
+@contextmanager
+def two_nodes() -> Iterator[tuple[str, str, list[list[str]]]]:
+    """(kind, address of the first node, what to put before each node's command).
+
+    ``namespaces``: two network namespaces with an address each, joined by a pair of virtual interfaces; taken away at the end. Where this
+    process may not make them, ``loopback``: two nodes on one address.
+    """
+    names = [f"ul{os.getpid()}{side}" for side in "ab"]
+    try:
+        kind = _make_namespaces(names)
+        if kind == "loopback":
+            yield kind, "127.0.0.1", [[], []]
+        else:
+            inside = [["ip", "netns", "exec", name, "env", f"GLOO_SOCKET_IFNAME={name}", f"TP_SOCKET_IFNAME={name}"] for name in names]
+            yield kind, "10.77.0.1", inside
+    finally:
+        if shutil.which("ip"):
+            for name in names:
+                subprocess.run(["ip", "netns", "del", name], capture_output=True, check=False)
+
+
+def _make_namespaces(names: Sequence[str]) -> str:
+    if not shutil.which("ip"):
+        return "loopback"
+    first, second = names
+    steps = [["ip", "netns", "add", name] for name in names]
+    steps.append(["ip", "link", "add", first, "netns", first, "type", "veth", "peer", "name", second, "netns", second])
+    for number, name in enumerate(names, 1):
+        inside = ["ip", "-n", name]
+        steps += [
+            [*inside, "link", "set", "lo", "up"],
+            [*inside, "addr", "add", f"10.77.0.{number}/24", "dev", name],
+            [*inside, "link", "set", name, "up"],
+        ]
+    done = all(subprocess.run(step, capture_output=True, check=False).returncode == 0 for step in steps)
+    return "namespaces" if done else "loopback"
+
+
+def fake_slurm(folder: Path, script: Path) -> dict[str, str]:
+    """Commands and variables of a job with two tasks on one node: an ``srun`` that starts them, a ``scontrol`` that writes down its words.
+
+    ``srun`` starts ``script`` in the place of experiments/run.py.
+    """
+    tools = folder / "bin"
+    tools.mkdir(parents=True, exist_ok=True)
+    ours = str(script).replace("/", r"\/")
+    srun = rf"""#!/usr/bin/env bash
+while [[ "$1" == --* ]]; do shift; done
+pids=()
+for task in 0 1; do
+    SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NODEID=0 SLURM_STEP_ID=0 "${{@/experiments\/run.py/{ours}}}" &
+    pids+=($!)
+done
+worst=0
+for pid in "${{pids[@]}}"; do wait "$pid"; code=$?; (( code > worst )) && worst=$code; done
+exit "$worst"
+"""
+    (tools / "srun").write_text(srun)
+    (tools / "scontrol").write_text(f'#!/usr/bin/env bash\necho "$@" >> {folder}/scontrol\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    return {
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
+        "SLURM_NNODES": "1",
+        "SLURM_NODELIST": "localhost",
+        "SLURM_JOB_ID": str(job_id()),
+        "SLURM_JOB_NAME": "unlearn",
+        "SLURM_SUBMIT_DIR": str(ROOT),
+    }
+
+
+def sbatch(words: Sequence[str]) -> list[str | Path]:
+    """What the scheduler runs when it is given the README's line."""
+    line = next(line for line in readme() if line[0] == "sbatch")
+    return ["bash", ROOT / line[-2], *words]
+
+
+def difference(a: RunRecord, b: RunRecord) -> float:
+    """Largest relative difference of results (costs aside), losses and final weights."""
+    keys = {key for key in a.results if not key.startswith("cost/")}
+    if keys != {key for key in b.results if not key.startswith("cost/")}:
+        return math.inf
+    pairs = [(a.results[key], b.results[key]) for key in keys]
+    losses = [[m["value"] for m in one.metrics if m["key"] == "train/loss"] for one in (a, b)]
+    if len(losses[0]) != len(losses[1]):
+        return math.inf
+    found = [_apart(x, y) for x, y in [*pairs, *zip(*losses, strict=True)]]
+    weights = [load_file(one.path / "weights.safetensors") for one in (a, b)]
+    found += [float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0]]
+    return max(found)
+
+
+def _apart(x: Any, y: Any) -> float:
+    if not isinstance(x, int | float) or not isinstance(y, int | float):
+        return 0.0 if x == y else math.inf
+    if math.isnan(x) and math.isnan(y):
+        return 0.0
+    return abs(x - y) / max(1.0, abs(x))
+
+
+def shares(records: Sequence[Sequence[dict[str, Any]]]) -> dict[int, list[dict[str, list[int]]]]:
+    """Rows of every process by optimiser step."""
+    found: dict[int, list[dict[str, list[int]]]] = {}
+    for record in records:
+        for said in record:
+            found.setdefault(said["step"], []).append(said["rows"])
+    return found
+
+
+def mlflow_runs(uri: str, name: str) -> list[Any]:
+    """MLflow runs of that name."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    found = client.search_runs([e.experiment_id for e in client.search_experiments()], f"attributes.run_name = '{name}'")
+    return list(found)
+
+
+def record_of(config: dict[str, Any], name: str) -> RunRecord:
+    """The run called ``name``."""
+    return read_run(Path(config["out"]) / name)

@@ -1,0 +1,180 @@
+"""One run in one process, and the same in two processes of every launcher, on one node and on two."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.distributed.launchers import (
+    LAUNCHED,
+    ROOT,
+    SCRIPT,
+    Launch,
+    difference,
+    fabric,
+    fabric_node,
+    fake_slurm,
+    free_port,
+    launch,
+    mlflow_runs,
+    plain,
+    record_of,
+    sbatch,
+    shares,
+    torchrun,
+    two_nodes,
+    write_config,
+)
+from tests.mini import make_mini
+from unlearn.config.load import load_config
+from unlearn.run import execute
+from unlearn.tracking.reader import RunRecord
+from unlearn.types import STREAMS
+
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def mini(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    config = make_mini(tmp_path_factory.mktemp("mini"))
+    return {
+        **config,
+        "optim": {"steps": STEPS, "lr": 1e-3},
+        "path": write_config(Path(config["out"]).parent, {**config, "optim": {"steps": STEPS, "lr": 1e-3}}),
+    }
+
+
+@pytest.fixture(scope="module")
+def alone(mini: dict[str, Any]) -> RunRecord:
+    execute(load_config(mini["path"], ["name=alone", "trainer.devices=1", "tracking.enabled=false"]))
+    return record_of(mini, "alone")
+
+
+def check(mini: dict[str, Any], alone: RunRecord, done: Launch, name: str, *, nodes: int = 1) -> RunRecord:
+    """The run is whole, and it is the one of one process."""
+    assert set(done.codes) == {0}, done.output
+    found = record_of(mini, name)
+    assert found.status["state"] == "finished"
+    assert found.manifest["processes"] == {**found.manifest["processes"], "count": 2, "nodes": nodes}
+    assert difference(alone, found) < 1e-5
+    runs = mlflow_runs(mini["tracking"]["uri"], name)
+    assert [run.info.run_id for run in runs] == [found.manifest["mlflow_run_id"]]
+    assert runs[0].info.status == "FINISHED"
+    return found
+
+
+def check_records(done: Launch, *, nodes: int = 1) -> None:
+    """Two processes have trained, each on rows of its own; what they take themselves for is what Lightning takes them for."""
+    assert [len(record) for record in done.records] == [STEPS, STEPS]
+    for rank, record in enumerate(done.records):
+        said = record[0]
+        node, local_rank = (rank, 0) if nodes == 2 else (0, rank)
+        assert (said["rank"], said["size"], said["node"], said["local_rank"]) == (rank, 2, node, local_rank)
+        where = said["place"]
+        assert (where["rank"], where["size"], where["node"], where["local_rank"], where["nodes"]) == (rank, 2, node, local_rank, nodes)
+    assert len({record[0]["pid"] for record in done.records}) == 2
+    for step, processes in shares(done.records).items():
+        assert len(processes) == 2, step
+        for stream in set(STREAMS) & set(processes[0]):
+            mine, other = (set(rows[stream]) for rows in processes)
+            assert not mine & other, (step, stream)
+            assert mine
+
+
+@pytest.mark.slow
+def test_fabric_run_makes_a_study(mini: dict[str, Any], alone: RunRecord, tmp_path: Path) -> None:
+    """Two runs one after the other in the same processes, a cache that is empty at first, and a third run that is there already."""
+    study = tmp_path / "study.yaml"
+    common = yaml.safe_load(mini["path"].read_text())
+    del common["name"]
+    study.write_text(yaml.safe_dump({"study": "study", "common": common, "runs": {"first": None, "again": None}}))
+    words = [str(study), f"cache={tmp_path / 'cache'}"]
+    done = launch(tmp_path, [fabric(LAUNCHED, words)])
+    assert set(done.codes) == {0}, done.output
+    for name in ("study/first", "study/again"):
+        check(mini, alone, done, name)
+    assert [len(record) for record in done.records] == [2 * STEPS] * 2
+    done.records = [record[:STEPS] for record in done.records]
+    check_records(done)
+    kept = launch(tmp_path / "kept", [fabric(SCRIPT, words)])
+    assert set(kept.codes) == {0}, kept.output
+    assert kept.output.count("finished before with the same configuration, kept") == 2
+
+
+@pytest.mark.slow
+def test_torchrun(mini: dict[str, Any], alone: RunRecord, tmp_path: Path) -> None:
+    done = launch(tmp_path, [torchrun(LAUNCHED, [str(mini["path"]), "name=torchrun"])])
+    check(mini, alone, done, "torchrun")
+    check_records(done)
+
+
+@pytest.mark.slow
+def test_unlearn_run_starts_processes_itself(mini: dict[str, Any], alone: RunRecord, tmp_path: Path) -> None:
+    done = launch(tmp_path, [plain([str(mini["path"]), "name=plain"])])
+    check(mini, alone, done, "plain")
+    assert "Traceback" not in done.output
+    assert done.output.count("kept in") == 1
+
+
+@pytest.mark.slow
+def test_two_nodes(mini: dict[str, Any], alone: RunRecord, tmp_path: Path, record_property: Any) -> None:
+    with two_nodes() as (kind, address, inside):
+        record_property("nodes", kind)
+        port, words = free_port(), [str(mini["path"]), "name=nodes"]
+        done = launch(tmp_path, [[*inside[node], *fabric_node(node, address, port, words)] for node in (0, 1)])
+    check(mini, alone, done, "nodes", nodes=2)
+    check_records(done, nodes=2)
+    addresses = [record[0]["address"] for record in done.records]
+    assert addresses == {"namespaces": ["10.77.0.1", "10.77.0.2"], "loopback": ["127.0.0.1"] * 2}[kind]
+
+
+@pytest.mark.slow
+def test_slurm_and_a_job_that_is_queued_again(mini: dict[str, Any], alone: RunRecord, tmp_path: Path) -> None:
+    """A signal of the scheduler before step 2: saved, queued again, gone on with; the end is that of a run that was never stopped."""
+    words = [str(mini["path"]), "name=slurm"]
+    job = fake_slurm(tmp_path / "slurm", LAUNCHED)
+    stopped = launch(tmp_path / "stopped", [sbatch(words)], SIGNAL_AT="2", **job)
+    assert stopped.codes == [75], stopped.output
+    assert record_of(mini, "slurm").status["state"] == "killed"
+    assert (tmp_path / "slurm" / "scontrol").read_text() == f"requeue {job['SLURM_JOB_ID']}\n"
+    done = launch(tmp_path / "done", [sbatch(words)], **job)
+    check(mini, alone, done, "slurm")
+    done.records = [before + after for before, after in zip(stopped.records, done.records, strict=True)]
+    check_records(done)
+
+
+@pytest.mark.slow
+def test_a_first_process_that_fails_takes_all_along_and_says_why_once(mini: dict[str, Any], alone: RunRecord, tmp_path: Path) -> None:
+    job = fake_slurm(tmp_path / "slurm", SCRIPT)
+    for name, words, reason in (
+        ("nowhere", [str(mini["path"]), "name=nowhere", "data.path=nowhere.jsonl"], "nowhere.jsonl"),
+        ("taken", [str(mini["path"]), "name=alone", "optim.steps=3"], "found a run with another configuration"),
+    ):
+        done = launch(tmp_path / name, [sbatch(words)], **job)
+        assert done.codes == [2], done.output
+        assert done.output.count(reason) == 1, done.output
+        assert "Traceback" not in done.output
+    assert record_of(mini, "nowhere").status["state"] == "failed"
+    assert "nowhere.jsonl" in record_of(mini, "nowhere").status["reason"]
+    by_torchrun = launch(tmp_path / "torchrun", [torchrun(SCRIPT, [str(mini["path"]), "name=alone", "optim.steps=3"])])
+    assert by_torchrun.codes == [1]
+    assert by_torchrun.output.count("found a run with another configuration") == 1
+
+
+def test_the_batch_script_is_sound() -> None:
+    script = ROOT / "experiments" / "slurm" / "run.sbatch"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    text = script.read_text()
+    assert "#SBATCH --requeue" in text
+    assert "#SBATCH --signal=USR1@" in text
+
+
+def test_a_conflict_is_said_before_anything_starts(mini: dict[str, Any], tmp_path: Path) -> None:
+    done = launch(tmp_path, [fabric(SCRIPT, [str(mini["path"]), "name=conflict", "trainer.devices=3"])])
+    assert done.codes != [0]
+    assert done.output.count("trainer.devices must agree with the launcher (LT_DEVICES=2); found '3'") == 1
+    assert not (Path(mini["out"]) / "conflict").exists()

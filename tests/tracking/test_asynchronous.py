@@ -1,0 +1,237 @@
+"""Training does not wait for the store, and nothing is lost for it: values arrive late, again or at the end of the process."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future
+
+import pytest
+
+from tests.tracking.stores import client, history, one_warning, status
+from unlearn.config.schema import TrackingConfig
+from unlearn.tracking import mlflow as tracking
+from unlearn.tracking.courier import Courier
+from unlearn.tracking.mlflow import make_mlflow_logger
+from unlearn.tracking.reader import read_run
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    return f"sqlite:///{tmp_path_factory.mktemp('asynchronous')}/mlflow.db"
+
+
+@pytest.fixture
+def logger(uri):
+    return make_mlflow_logger(TrackingConfig(uri=uri), "a", {"x": 1})
+
+
+def instead(monkeypatch, logger, replacement):
+    """Put ``replacement(send, *args, **words)`` in the place of the client's way to send values."""
+    send = logger.experiment.log_batch
+    monkeypatch.setattr(logger.experiment, "log_batch", lambda *args, **words: replacement(send, *args, **words))
+
+
+def test_nobody_waits_for_a_store_that_takes_its_time(uri, logger, monkeypatch):
+    monkeypatch.setattr(tracking, "BATCH", 10)
+    going, calls = threading.Event(), []
+
+    def slow(send, *args, **words):
+        calls.append(len(words["metrics"]))
+        assert going.wait(200)
+        send(*args, **words)
+
+    instead(monkeypatch, logger, slow)
+    for step in range(200):  # would not end, had a call waited for the store
+        logger.log_metrics({"a": float(step)}, step)
+    assert len(calls) <= 1
+    assert history(uri, logger.run_id, "a") == []
+    going.set()
+    logger.finalize("success")
+    assert calls == [10] * 20
+    assert history(uri, logger.run_id, "a") == [(step, float(step)) for step in range(200)]
+
+
+def test_a_hanging_store_holds_up_a_run_for_a_bounded_time_and_nothing_is_sent_twice(uri, logger, monkeypatch):
+    monkeypatch.setattr(tracking, "STALL_S", 0.3)
+    monkeypatch.setattr(tracking, "PATIENCE_S", 0.5)
+    going = threading.Event()
+
+    def hang(send, *args, **words):
+        going.wait(60)
+        send(*args, **words)
+
+    instead(monkeypatch, logger, hang)
+    logger.log_metrics({"a": 1.0}, 0)
+    with one_warning():
+        started = time.monotonic()
+        logger.finalize("success")
+        logger.finalize("success")
+        assert time.monotonic() - started < 20  # against the 60 s that it hangs
+    assert not logger.reached
+    going.set()
+    until = time.monotonic() + 20
+    while status(uri, logger.run_id) != "FINISHED" and time.monotonic() < until:
+        time.sleep(0.05)
+    assert history(uri, logger.run_id, "a") == [(0, 1.0)]
+
+
+def test_a_batch_that_fails_is_sent_again(uri, logger, monkeypatch):
+    monkeypatch.setattr(tracking, "BATCH", 10)
+    monkeypatch.setattr(tracking, "PAUSE_S", 0.0)
+    calls = []
+
+    def twice_bad(send, *args, **words):
+        calls.append(1)
+        if len(calls) in (2, 5):
+            raise OSError("no route")
+        send(*args, **words)
+        if len(calls) == 6:
+            raise OSError("the answer got lost")
+
+    instead(monkeypatch, logger, twice_bad)
+    with one_warning():
+        for step in range(95):
+            logger.log_metrics({"a": float(step)}, step)
+            time.sleep(0.002)
+        logger.finalize("success")
+    assert history(uri, logger.run_id, "a") == [(step, float(step)) for step in range(95)]
+    assert status(uri, logger.run_id) == "FINISHED"
+    assert logger.reached
+
+
+def test_a_store_that_nobody_waits_for_any_more_may_come_back(uri, monkeypatch):
+    monkeypatch.setattr(tracking, "FLUSH_S", 0.05)
+    monkeypatch.setattr(tracking, "PAUSE_S", 0.0)
+    monkeypatch.setattr(tracking, "PATIENCE_S", 0.1)
+    logger = make_mlflow_logger(TrackingConfig(uri=uri), "a", {})
+    away = [True]
+
+    def perhaps(send, *args, **words):
+        if away:
+            time.sleep(0.2)
+            raise OSError("no route")
+        send(*args, **words)
+
+    instead(monkeypatch, logger, perhaps)
+    logger.log_metrics({"a": 0.0}, 0)
+    with one_warning():
+        assert not logger.flush(force=True)
+    assert not logger.reached
+    for step in range(1, 5):
+        logger.log_metrics({"a": float(step)}, step)
+    away.clear()
+    until = time.monotonic() + 20
+    while not logger.reached and time.monotonic() < until:
+        time.sleep(0.05)
+    logger.finalize("success")
+    assert history(uri, logger.run_id, "a") == [(step, float(step)) for step in range(5)]
+    assert status(uri, logger.run_id) == "FINISHED"
+
+
+def test_the_last_call_is_tried_again(uri, logger, monkeypatch):
+    monkeypatch.setattr(tracking, "LAST_PAUSE_S", 0.0)
+    end, calls = logger.experiment.set_terminated, []
+
+    def once_bad(*args):
+        calls.append(1)
+        if len(calls) == 1:
+            raise OSError("database is locked")
+        end(*args)
+
+    monkeypatch.setattr(logger.experiment, "set_terminated", once_bad)
+    with one_warning():
+        logger.finalize("success")
+    assert status(uri, logger.run_id) == "FINISHED"
+
+
+SCRIPT = """
+import os, signal, sys
+from unlearn.config.schema import TrackingConfig
+from unlearn.tracking.mlflow import make_mlflow_logger
+logger = make_mlflow_logger(TrackingConfig(uri=sys.argv[1]), "a", {"x": 1})
+print(logger.run_id, flush=True)
+for step in range(100):
+    logger.log_metrics({"a": step, "b": 1.0}, step)
+{end}
+"""
+
+
+@pytest.mark.slow
+def test_the_end_of_the_process_sends_what_waits_and_closes_the_run(uri):
+    """Three processes at once: one that just ends, one that breaks, one that leaves."""
+    ends = ("", "raise ValueError('broken')", "sys.exit(3)")
+    commands = [(sys.executable, "-c", SCRIPT.replace("{end}", end), uri) for end in ends]
+    made = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for command in commands]
+    said = [process.communicate(timeout=240) for process in made]
+    assert [process.returncode for process in made] == [0, 1, 3], said
+    for out, errors in said:
+        run_id = out.strip()
+        assert len(history(uri, run_id, "a")) == len(history(uri, run_id, "b")) == 100, errors
+        assert status(uri, run_id) == "FAILED"
+        assert client(uri).get_run(run_id).data.params == {"x": "1"}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from tests.tracking.test_logger import Line, loader, trainer
+from unlearn.config.schema import TrackingConfig
+from unlearn.tracking.logger import RunDirLogger
+from unlearn.tracking.mlflow import make_mlflow_logger
+from unlearn.tracking.rundir import RunDirectory
+class Killed(Line):
+    def on_train_batch_start(self, batch, batch_idx):
+        if self.global_step == 40:
+            os.kill(os.getpid(), signal.SIGKILL)
+run = RunDirectory.create(Path(sys.argv[2]), "a")
+made = trainer([RunDirLogger(run), make_mlflow_logger(TrackingConfig(uri=sys.argv[1]), "a", {})], steps=60)
+made.log_every_n_steps = 1
+made.fit(Killed(), loader())
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_run_has_every_row_on_disk(uri, tmp_path):
+    done = subprocess.run((sys.executable, "-c", KILLED, uri, str(tmp_path)), capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert read_run(tmp_path / "a").series("train/loss")[0] == list(range(40))
+
+
+def test_a_courier_does_one_job_after_another_and_passes_errors_on():
+    done = []
+    courier = Courier(lambda: done.append("urgent"), lambda: done.append("idle"), lambda: 0.05)
+    assert courier.ask(lambda: done.append(1) is None, 5.0)
+    for error in (ValueError("no"), TimeoutError("the store's own")):
+        future = Future()
+        future.set_exception(error)
+        with pytest.raises(type(error), match=str(error)):
+            courier.ask(future.result, 5.0)
+    courier.tell()
+    assert courier.ask(lambda: True, 5.0)
+    assert "urgent" in done
+    until = time.monotonic() + 10
+    while "idle" not in done and time.monotonic() < until:
+        time.sleep(0.01)
+    courier.stop()
+    assert "idle" in done
+    assert courier.ask(lambda: True, 5.0)  # a stopped one starts again
+    courier.stop()
+
+
+def test_a_courier_waits_as_long_as_something_moves():
+    courier = Courier(lambda: None, lambda: None, lambda: 5.0)
+
+    def long_work():
+        for _ in range(10):
+            time.sleep(0.1)
+            courier.moved()
+        return True
+
+    assert courier.ask(long_work, 0.5)
+    stuck = threading.Event()
+    with pytest.raises(TimeoutError, match="no answer for 0.2 s"):
+        courier.ask(lambda: stuck.wait(30), 0.2)
+    stuck.set()
+    courier.stop()

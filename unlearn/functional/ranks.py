@@ -1,0 +1,186 @@
+"""Means, ratios and samples over the rows of every process, so that a loss on two devices is the loss on one.
+
+A process of a distributed run holds its share of a batch. A mean of the shares' means is not the mean of the batch where shares have
+different numbers of tokens, and what compares rows with one another (a kernel distance, a pairwise term) is no mean of shares at all.
+Inside ``across_ranks`` the functions of this file count the rows of all processes; outside, and in a run of one process, they are plain
+means of what they are given. Every process must call them in the same order, with whatever rows it has, none included.
+
+Gradients: what is computed is the same number in every process, and each process differentiates it by its own rows only. That gradient is
+multiplied by the number of processes, because distributed strategies average gradients; their average is then that of one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from unlearn.functional.tokens import upcast
+
+_TOGETHER: ContextVar[bool] = ContextVar("rows of all processes count", default=False)
+
+
+@contextmanager
+def across_ranks() -> Iterator[None]:
+    """Inside, the rows of every process of the default process group count; nothing changes where there is one process."""
+    token = _TOGETHER.set(True)
+    try:
+        yield
+    finally:
+        _TOGETHER.reset(token)
+
+
+def n_ranks() -> int:
+    """Number of processes whose rows count: 1 outside ``across_ranks`` or without a process group."""
+    if not _TOGETHER.get() or not (dist.is_available() and dist.is_initialized()):
+        return 1
+    return dist.get_world_size()
+
+
+class _FromAllRanks(torch.autograd.Function):
+    """Hands on ``whole``; its gradient at ``own_N`` (everywhere for None) goes to ``own``, times the number of processes."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, whole: Tensor, own_N: Tensor | None, size: int) -> Tensor:
+        ctx.own_N, ctx.size = own_N, size
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return (grad if ctx.own_N is None else grad[ctx.own_N]) * ctx.size, None, None, None
+
+
+def _sums(values: Tensor, size: int) -> Tensor:
+    """Elementwise sum over the processes, float64, differentiable."""
+    own = values.double()
+    whole = own.detach().clone()
+    dist.all_reduce(whole)
+    found: Tensor = _FromAllRanks.apply(own, whole, None, size)
+    return found
+
+
+def ratio(numerator: Tensor, count: Tensor) -> Tensor:
+    """Sum of the numerators over the sum of the counts, a scalar, float32 at least; 0 where nothing is counted.
+
+    >>> ratio(torch.tensor(6.0), torch.tensor(4)), ratio(torch.tensor(0.0), torch.tensor(0))
+    (tensor(1.5000), tensor(0.))
+
+    Args:
+        numerator: sum over the rows of this process, a scalar.
+        count: how many it sums over, a scalar >= 0, without a gradient.
+    """
+    numerator, size = upcast(numerator), n_ranks()
+    if size == 1:
+        return numerator / count.clamp(min=1)
+    whole = _sums(torch.stack([numerator.double(), count.double()]), size)
+    return (whole[0] / whole[1].clamp(min=1)).to(numerator.dtype)
+
+
+def mean(x: Tensor) -> Tensor:
+    """Mean over all elements of ``x`` in every process, a scalar, float32 at least; 0 (with its graph) where there is none.
+
+    >>> mean(torch.tensor([1.0, 2.0, 6.0])), mean(torch.zeros(0))
+    (tensor(3.), tensor(0.))
+    """
+    x = upcast(x)
+    if n_ranks() == 1 and x.numel():
+        return x.mean()
+    return ratio(x.sum(), torch.tensor(x.numel(), device=x.device))
+
+
+def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
+    """Mean of ``x`` where ``mask``, a scalar, float32 at least; 0 (with its graph) where the mask is empty everywhere.
+
+    >>> masked_mean(torch.tensor([1.0, 2.0, 6.0]), torch.tensor([True, False, True]))
+    tensor(3.5000)
+    """
+    return ratio((upcast(x) * mask).sum(), mask.sum())
+
+
+def variance(x_ND: Tensor) -> Tensor:
+    """Unbiased variance of each column over all rows [D], without a gradient.
+
+    >>> variance(torch.tensor([[1.0], [3.0]]))
+    tensor([2.])
+    """
+    x_ND, size = upcast(x_ND.detach()), n_ranks()
+    if size == 1:
+        return x_ND.var(0)
+    n = _sums(x_ND.new_tensor([len(x_ND)]), size)
+    centred_ND = x_ND.double() - _sums(x_ND.double().sum(0), size) / n
+    return (_sums(centred_ND.square().sum(0), size) / (n - 1)).to(x_ND.dtype)
+
+
+def largest(n: int, device: torch.device) -> int:
+    """The largest ``n`` of any process; ``device`` is where the processes exchange it."""
+    if n_ranks() == 1:
+        return n
+    found = torch.tensor(n, device=device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
+def averaged(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Mean over the processes of each scalar, without a gradient; every process must have the same names in the same order.
+
+    >>> averaged({"loss": torch.tensor(2.0, requires_grad=True)})
+    {'loss': tensor(2.)}
+    """
+    found, size = {name: value.detach() for name, value in values.items()}, n_ranks()
+    if size == 1:
+        return found
+    whole_N = _sums(torch.stack([value.double().reshape(()) for value in found.values()]), size) / size
+    return {name: value.to(found[name].dtype) for name, value in zip(found, whole_N, strict=True)}
+
+
+class SharedRows:
+    """Rows of all processes, laid out as one process would have them, for losses that compare rows with each other.
+
+    Process r of W holds every W-th row of a batch from r on (``unlearn.data.sampler``), so its row i is row ``i W + r`` of the batch.
+    Rows that are left out leave no gap.
+
+    Attributes:
+        own_N: places, among all rows, of those of this process.
+    """
+
+    def __init__(self, place_N: Tensor) -> None:
+        """Agree on the layout.
+
+        Args:
+            place_N: places in this process's batch of the rows that take part, ascending; may be empty.
+        """
+        self.size = n_ranks()
+        self.own_N = torch.arange(len(place_N), device=place_N.device)
+        if self.size == 1:
+            return
+        counts = [torch.zeros_like(self.own_N[:1].sum()) for _ in range(self.size)]
+        dist.all_gather(counts, torch.tensor(len(place_N), device=place_N.device))
+        self.counts = [int(n) for n in counts]
+        rank = dist.get_rank()
+        key_M = torch.cat(self._parts(place_N * self.size + rank))
+        self.order_M = key_M.argsort()
+        first = sum(self.counts[:rank])
+        self.own_N = self.order_M.argsort()[first : first + len(place_N)]
+
+    def _parts(self, x_N: Tensor) -> list[Tensor]:
+        """Rows of each process; shorter shares travel padded."""
+        if not any(self.counts):
+            return [x_N]
+        padded = x_N.new_zeros(max(self.counts), *x_N.shape[1:])
+        padded[: len(x_N)] = x_N
+        parts = [torch.empty_like(padded) for _ in self.counts]
+        dist.all_gather(parts, padded)
+        return [part[:n] for part, n in zip(parts, self.counts, strict=True)]
+
+    def all(self, x_N: Tensor) -> Tensor:
+        """The rows of every process, [M, ...]; differentiable by this one's."""
+        if self.size == 1:
+            return x_N
+        whole = torch.cat(self._parts(x_N.detach()))[self.order_M]
+        found: Tensor = _FromAllRanks.apply(x_N, whole, self.own_N, self.size) if x_N.requires_grad else whole
+        return found
