@@ -110,7 +110,10 @@ def write(records: list[RunRecord]) -> None:
     """Summary, figure and table."""
     summary = {label_of(label): found for label, found in summarise(records).items()}
     marks = {label_of(label): mark for label, mark in marks_of(records).items()}
-    kept = {label: {key: rounded(entry) for key, entry in found.items() if key.startswith(KEPT)} for label, found in summary.items()}
+    kept = {
+        label: {key: rounded(entry) for key, entry in found.items() if key.startswith(KEPT) and "@" not in key}
+        for label, found in summary.items()
+    }
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / "summary.json").write_text(json.dumps(plain_summary(kept), indent=1, sort_keys=True) + "\n", encoding="utf-8")
     words = {label: judge(means(found, summary.get("none", {}))).word for label, found in summary.items()}

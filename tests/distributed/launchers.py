@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from typing import Any
 import yaml
 from safetensors.torch import load_file
 
+from unlearn.config.load import load_config
+from unlearn.module import UnlearningModule
+from unlearn.run import execute
 from unlearn.tracking.reader import RunRecord, read_run
 
 ROOT = Path(__file__).parents[2]
@@ -251,13 +255,28 @@ def _apart(x: Any, y: Any) -> float:
     return abs(x - y) / max(1.0, abs(x))
 
 
-def shares(records: Sequence[Sequence[dict[str, Any]]]) -> dict[int, list[dict[str, list[int]]]]:
-    """Rows of every process by optimiser step."""
-    found: dict[int, list[dict[str, list[int]]]] = {}
-    for record in records:
-        for said in record:
-            found.setdefault(said["step"], []).append(said["rows"])
-    return found
+def run_alone(path: Path, folder: Path, *words: str) -> list[dict[str, Any]]:
+    """Make the run in this process, and give the rows of its optimiser steps."""
+    from tests.distributed.launched import recorded
+
+    step = UnlearningModule.training_step
+    before = os.environ.get("RECORD")
+    UnlearningModule.training_step, os.environ["RECORD"] = recorded(step), str(folder)  # type: ignore[method-assign]
+    try:
+        execute(load_config(path, [*words, "trainer.devices=1"]))
+    finally:
+        UnlearningModule.training_step = step  # type: ignore[method-assign]
+        os.environ.pop("RECORD") if before is None else os.environ.update(RECORD=before)
+    return [json.loads(line) for line in (folder / "rank0.jsonl").read_text().splitlines()]
+
+
+def astray(records: Sequence[Sequence[dict[str, Any]]], whole: Sequence[dict[str, Any]]) -> int:
+    """Rows that the processes were served beyond their shares of one process's batches, or were not served. A row that stands twice in a
+    batch, where one pass over the rows ends and the next begins, may be served twice."""
+    served = [Counter((said["step"], s, row) for said in record for s, rows in said["rows"].items() for row in rows) for record in records]
+    expected = Counter((said["step"], s, row) for said in whole for s, rows in said["rows"].items() for row in rows)
+    total = sum(served, Counter[tuple[int, str, int]]())
+    return sum(((total - expected) + (expected - total)).values())
 
 
 def mlflow_runs(uri: str, name: str) -> list[Any]:

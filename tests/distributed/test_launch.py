@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from tests.distributed.launchers import (
     ROOT,
     SCRIPT,
     Launch,
+    astray,
     difference,
     fabric,
     fabric_node,
@@ -23,17 +26,14 @@ from tests.distributed.launchers import (
     mlflow_runs,
     plain,
     record_of,
+    run_alone,
     sbatch,
-    shares,
     torchrun,
     two_nodes,
     write_config,
 )
 from tests.mini import make_mini
-from unlearn.config.load import load_config
-from unlearn.run import execute
 from unlearn.tracking.reader import RunRecord
-from unlearn.types import STREAMS
 
 STEPS = 4
 
@@ -50,7 +50,7 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def alone(mini: dict[str, Any]) -> RunRecord:
-    execute(load_config(mini["path"], ["name=alone", "trainer.devices=1", "tracking.enabled=false"]))
+    mini["whole"] = run_alone(mini["path"], Path(mini["out"]).parent, "name=alone", "tracking.enabled=false")
     return record_of(mini, "alone")
 
 
@@ -67,8 +67,8 @@ def check(mini: dict[str, Any], alone: RunRecord, done: Launch, name: str, *, no
     return found
 
 
-def check_records(done: Launch, *, nodes: int = 1) -> None:
-    """Two processes have trained, each on rows of its own; what they take themselves for is what Lightning takes them for."""
+def check_records(mini: dict[str, Any], done: Launch, *, nodes: int = 1) -> None:
+    """Two processes have trained, each on its half of what one process is served; they are who Lightning takes them for."""
     assert [len(record) for record in done.records] == [STEPS, STEPS]
     for rank, record in enumerate(done.records):
         said = record[0]
@@ -77,21 +77,19 @@ def check_records(done: Launch, *, nodes: int = 1) -> None:
         where = said["place"]
         assert (where["rank"], where["size"], where["node"], where["local_rank"], where["nodes"]) == (rank, 2, node, local_rank, nodes)
     assert len({record[0]["pid"] for record in done.records}) == 2
-    for step, processes in shares(done.records).items():
-        assert len(processes) == 2, step
-        for stream in set(STREAMS) & set(processes[0]):
-            mine, other = (set(rows[stream]) for rows in processes)
-            assert not mine & other, (step, stream)
-            assert mine
+    halves = [[len(rows) for said in record for rows in said["rows"].values()] for record in done.records]
+    assert halves[0] == halves[1] == [len(rows) // 2 for said in mini["whole"] for rows in said["rows"].values()]
+    assert astray(done.records, mini["whole"]) == 0
 
 
 @pytest.mark.slow
 def test_fabric_run_makes_a_study(mini: dict[str, Any], alone: RunRecord, tmp_path: Path) -> None:
-    """Two runs one after the other in the same processes, a cache that is empty at first, and a third run that is there already."""
+    """Two runs one after the other in the same processes, a cache that is empty at first, and one that is there already."""
     study = tmp_path / "study.yaml"
     common = yaml.safe_load(mini["path"].read_text())
     del common["name"]
-    study.write_text(yaml.safe_dump({"study": "study", "common": common, "runs": {"first": None, "again": None}}))
+    study.write_text(yaml.safe_dump({"study": "study", "common": common, "runs": {"before": None, "first": None, "again": None}}))
+    shutil.copytree(alone.path, Path(mini["out"]) / "study" / "before")
     words = [str(study), f"cache={tmp_path / 'cache'}"]
     done = launch(tmp_path, [fabric(LAUNCHED, words)])
     assert set(done.codes) == {0}, done.output
@@ -99,17 +97,15 @@ def test_fabric_run_makes_a_study(mini: dict[str, Any], alone: RunRecord, tmp_pa
         check(mini, alone, done, name)
     assert [len(record) for record in done.records] == [2 * STEPS] * 2
     done.records = [record[:STEPS] for record in done.records]
-    check_records(done)
-    kept = launch(tmp_path / "kept", [fabric(SCRIPT, words)])
-    assert set(kept.codes) == {0}, kept.output
-    assert kept.output.count("finished before with the same configuration, kept") == 2
+    check_records(mini, done)
+    assert done.output.count("study/before: finished before with the same configuration, kept") == 1
 
 
 @pytest.mark.slow
 def test_torchrun(mini: dict[str, Any], alone: RunRecord, tmp_path: Path) -> None:
     done = launch(tmp_path, [torchrun(LAUNCHED, [str(mini["path"]), "name=torchrun"])])
     check(mini, alone, done, "torchrun")
-    check_records(done)
+    check_records(mini, done)
 
 
 @pytest.mark.slow
@@ -127,7 +123,7 @@ def test_two_nodes(mini: dict[str, Any], alone: RunRecord, tmp_path: Path, recor
         port, words = free_port(), [str(mini["path"]), "name=nodes"]
         done = launch(tmp_path, [[*inside[node], *fabric_node(node, address, port, words)] for node in (0, 1)])
     check(mini, alone, done, "nodes", nodes=2)
-    check_records(done, nodes=2)
+    check_records(mini, done, nodes=2)
     addresses = [record[0]["address"] for record in done.records]
     assert addresses == {"namespaces": ["10.77.0.1", "10.77.0.2"], "loopback": ["127.0.0.1"] * 2}[kind]
 
@@ -144,25 +140,21 @@ def test_slurm_and_a_job_that_is_queued_again(mini: dict[str, Any], alone: RunRe
     done = launch(tmp_path / "done", [sbatch(words)], **job)
     check(mini, alone, done, "slurm")
     done.records = [before + after for before, after in zip(stopped.records, done.records, strict=True)]
-    check_records(done)
+    check_records(mini, done)
 
 
 @pytest.mark.slow
 def test_a_first_process_that_fails_takes_all_along_and_says_why_once(mini: dict[str, Any], alone: RunRecord, tmp_path: Path) -> None:
-    job = fake_slurm(tmp_path / "slurm", SCRIPT)
-    for name, words, reason in (
-        ("nowhere", [str(mini["path"]), "name=nowhere", "data.path=nowhere.jsonl"], "nowhere.jsonl"),
-        ("taken", [str(mini["path"]), "name=alone", "optim.steps=3"], "found a run with another configuration"),
-    ):
-        done = launch(tmp_path / name, [sbatch(words)], **job)
-        assert done.codes == [2], done.output
-        assert done.output.count(reason) == 1, done.output
-        assert "Traceback" not in done.output
+    words = [str(mini["path"]), "name=nowhere", "data.path=nowhere.jsonl"]
+    done = launch(tmp_path / "srun", [sbatch(words)], **fake_slurm(tmp_path / "slurm", SCRIPT))
+    assert done.codes == [2], done.output
+    assert done.output.count("nowhere.jsonl") == 1, done.output
+    assert "Traceback" not in done.output
     assert record_of(mini, "nowhere").status["state"] == "failed"
     assert "nowhere.jsonl" in record_of(mini, "nowhere").status["reason"]
-    by_torchrun = launch(tmp_path / "torchrun", [torchrun(SCRIPT, [str(mini["path"]), "name=alone", "optim.steps=3"])])
-    assert by_torchrun.codes == [1]
-    assert by_torchrun.output.count("found a run with another configuration") == 1
+    done = launch(tmp_path / "torchrun", [torchrun(SCRIPT, [str(mini["path"]), "name=alone", "optim.steps=3"])])
+    assert done.codes == [1]
+    assert done.output.count("found a run with another configuration") == 1, done.output
 
 
 def test_the_batch_script_is_sound() -> None:
@@ -174,7 +166,9 @@ def test_the_batch_script_is_sound() -> None:
 
 
 def test_a_conflict_is_said_before_anything_starts(mini: dict[str, Any], tmp_path: Path) -> None:
-    done = launch(tmp_path, [fabric(SCRIPT, [str(mini["path"]), "name=conflict", "trainer.devices=3"])])
-    assert done.codes != [0]
+    """As a process finds it that ``fabric run --devices 2`` has started."""
+    words = [str(mini["path"]), "name=conflict", "trainer.devices=3"]
+    done = launch(tmp_path, [[sys.executable, SCRIPT, *words]], LT_CLI_USED="1", LT_DEVICES="2", LT_NUM_NODES="1")
+    assert done.codes == [2]
     assert done.output.count("trainer.devices must agree with the launcher (LT_DEVICES=2); found '3'") == 1
     assert not (Path(mini["out"]) / "conflict").exists()
