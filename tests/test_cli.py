@@ -260,7 +260,7 @@ class TestList:
     def test_an_unknown_kind(self, command):
         assert (
             command("list", "metods").err
-            == "error: list must name one of methods, sources, makers; found 'metods'. Did you mean 'methods'?\n"
+            == "error: list must name one of methods, sources, makers, attacks; found 'metods'. Did you mean 'methods'?\n"
         )
 
 
@@ -439,7 +439,7 @@ class TestTrackingStores:
             port = server.server_port
             thread = Thread(target=server.serve_forever, daemon=True)
             thread.start()
-            assert self.check(f"http://me:secret@127.0.0.1:{port}", tmp_path).text == f"MLflow at http://127.0.0.1:{port}"
+            assert self.check(f"http://me@127.0.0.1:{port}", tmp_path).text == f"MLflow at http://127.0.0.1:{port}"
             assert "status 404" not in self.check(f"http://127.0.0.1:{port}/", tmp_path).text
             assert self.check(f"http://127.0.0.1:{port}/deep", tmp_path).status == "warn"
             server.shutdown()

@@ -113,7 +113,7 @@ def details(folder: Path, part: str) -> str:
         name = key.replace("_", " ")
         if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
             tables.append(f"{name}:\n\n{table(value)}")
-        elif isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
+        elif isinstance(value, dict) and value and all(isinstance(row, dict) and row for row in value.values()):
             tables.append(f"{name}:\n\n{table([{'': label, **row} for label, row in value.items()])}")
         elif key not in SAID:
             plain.append(f"- {name}: {shown(value)}")

@@ -38,7 +38,7 @@ TUNED = (
 )
 """Settings beside the defaults: methods whose defaults forget nothing, and the quickstart's setting of ``sae_guided``."""
 BEGIN, END = "<!-- table -->\n", "<!-- end of table -->\n"
-KEPT = ("forget/", "retain/", "generic/", "collapse/", "attack/")
+KEPT = ("attack/", "forget/accuracy", "retain/accuracy", "generic/perplexity", "collapse/flag")
 
 
 def folders(seed: int) -> list[str]:
