@@ -177,9 +177,9 @@ def test_a_models_folder_is_attacked_too(mini: dict[str, Any], tmp_path: Path, c
     data = ["data.source=jsonl", f"data.path={mini['data']['path']}", "data.refusals=[unknown]", "trainer.accelerator=cpu"]
     words = [*data, "evaluation.max_new_tokens=4", "evaluation.bootstrap=20", f"cache={tmp_path}/cache", *SMALL]
     assert call("attack", model, *words, "--suite", "relearn,patch", "--out", tmp_path / "found") == 0
-    shown = capsys.readouterr().out
-    assert "relearn" in shown
-    assert "needs the original model" in shown
+    shown = capsys.readouterr()
+    assert "relearn" in shown.out
+    assert "patch was not made: it needs the original model (--base)" in " ".join(shown.err.split())
     assert "attack/relearn_excess" in read_json(tmp_path / "found" / "results.json")
     assert digest(model) == before
     assert call("attack", model, *words, "--suite", "relearn,patch", "--out", tmp_path / "found", "--base", model) == 0

@@ -105,7 +105,7 @@ class Relearn(Attack):
     summary = "trains a copy on some facts of the target and asks for the others"
     paper = "https://arxiv.org/abs/2410.08827"
     measure = "recovery"
-    quick = {"lrs": [3e-4, 1e-3], "steps": [5, 20, 50], "splits": 1}
+    quick: ClassVar[Mapping[str, Any] | None] = {"lrs": [3e-4, 1e-3], "steps": [5, 20, 50], "splits": 1}
     Config = RelearnConfig
     both_sides: ClassVar[bool] = False
     """whether one training serves target and control, because it holds neither"""

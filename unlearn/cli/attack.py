@@ -142,10 +142,12 @@ def conclude(done: Attacked) -> None:
     """The table of attacks, the verdict, and where everything is."""
     from unlearn.report.attacks import attack_table
 
-    console().print(attack_table(done.results, done.skipped))
+    console().print(attack_table(done.results))
     word, reason = done.judgement
     if word:
         console().print(Text.assemble((word, f"bold {STYLES[word]}"), f": {reason}"))
+    for name, lacks in done.skipped.items():
+        note(f"{name} was not made: it needs {lacks}")
     if done.kept:
         note(f"made before in the same way, kept (--force makes them again): {', '.join(done.kept)}")
     note(f"kept in {done.path}/attacks, figures in {done.path}/plots")

@@ -16,7 +16,7 @@ import torch
 
 from unlearn.data.tokenize import batches
 from unlearn.errors import CacheError
-from unlearn.evaluation.shard import spread
+from unlearn.evaluation.shard import kept_or_made, spread
 from unlearn.functional.indistinguishable import (
     Sample,
     auc_interval,
@@ -30,7 +30,6 @@ from unlearn.functional.statistics import bootstrap_interval, c2st_auc, fit_prob
 from unlearn.latents.banks import POSITIONS, position_index
 from unlearn.models.capture import capture_layers
 from unlearn.models.decoder import device_of
-from unlearn.tracking.files import alone
 from unlearn.tracking.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
@@ -139,20 +138,25 @@ class PlaceMeter:
         Raises:
             CacheError: the file is damaged.
         """
-        if path is None:
-            flat = self._flat(lm)
-        else:
-            with alone(path):
-                if not path.exists():
-                    save_tensors(path, {name: torch.from_numpy(values) for name, values in self._flat(lm).items()})
-                try:
-                    flat = {name: values.numpy() for name, values in load_tensors(path).items()}
-                except (ValueError, OSError) as error:
-                    raise CacheError(f"{path} is damaged ({error}); delete it and run again.") from error
+        flat = self._flat(lm) if path is None else self._flat_kept(lm, path)
         for place in self.where:
             sides = [place.of({(place.layer, place.position): flat[f"{g}.{place.layer}.{place.position}"]}) for g in ("known", "unknown")]
             labels = np.repeat([0, 1], [len(side) for side in sides])
             self.probes[place.suffix] = fit_probe(np.concatenate(sides), labels)
+
+    def _flat_kept(self, lm: PreTrainedModel, path: Path) -> dict[str, np.ndarray]:
+        """``_flat``, read from ``path`` where it is there, kept there otherwise."""
+
+        def read() -> dict[str, np.ndarray]:
+            try:
+                return {name: values.numpy() for name, values in load_tensors(path).items()}
+            except (ValueError, OSError) as error:
+                raise CacheError(f"{path} is damaged ({error}); delete it and run again.") from error
+
+        def write(flat: dict[str, np.ndarray]) -> None:
+            save_tensors(path, {name: torch.from_numpy(values) for name, values in flat.items()})
+
+        return kept_or_made(path, read, lambda: self._flat(lm), write)
 
     def _flat(self, lm: PreTrainedModel) -> dict[str, np.ndarray]:
         """What is read of known and unknown entities, by group, block and position."""

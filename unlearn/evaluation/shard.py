@@ -7,10 +7,13 @@ row alone, and what is computed from all rows (means, tests, intervals) is compu
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import TypeVar
 
-from unlearn.errors import RunError
+from unlearn.errors import RunError, UnlearnError
 from unlearn.processes import is_alone
+from unlearn.tracking.files import alone
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -48,3 +51,40 @@ def spread(items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Resu
     dist.all_gather_object(parts, mine)
     whole: list[Result] = [parts[i % size][i // size] for i in range(len(items))]
     return whole
+
+
+def kept_or_made(path: Path, read: Callable[[], Result], make: Callable[[], Result], write: Callable[[Result], None]) -> Result:
+    """What ``read`` finds where ``path`` is there, else what ``make`` gives, which ``write`` keeps there.
+
+    Launches that want it at once make it once. The processes of one launch make it together (``make`` may call ``spread``), so all of them
+    must call this; the first one reads and writes.
+
+    Raises:
+        UnlearnError: what ``read`` raises, in every process.
+    """
+    rank, size = place()
+    with alone(path) if rank == 0 else nullcontext():
+        found: list[Result] = _of_first(lambda: [read()] if path.exists() else [], size)
+        if not found:
+            found = [make()]
+            if rank == 0:
+                write(found[0])
+    return found[0]
+
+
+def _of_first(work: Callable[[], list[Result]], size: int) -> list[Result]:
+    """What ``work`` gives, or raises, in the first process, in all of them."""
+    if size == 1:
+        return work()
+    import torch.distributed as dist
+
+    box: list[list[Result] | UnlearnError] = [[]]
+    if dist.get_rank() == 0:
+        try:
+            box = [work()]
+        except UnlearnError as error:
+            box = [error]
+    dist.broadcast_object_list(box, 0)
+    if isinstance(box[0], UnlearnError):
+        raise box[0]
+    return box[0]

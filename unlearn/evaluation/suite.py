@@ -16,7 +16,8 @@ from unlearn.evaluation.behaviour import behaviour, utility
 from unlearn.evaluation.collapse import CONTINUATIONS, answer_entropy, free_text, generic_text, verdict
 from unlearn.evaluation.depth import lens_ranks, measure_depth
 from unlearn.evaluation.privacy import against_gold, comparable, membership
-from unlearn.tracking.files import alone, write_atomic
+from unlearn.evaluation.shard import kept_or_made
+from unlearn.tracking.files import write_atomic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -203,13 +204,12 @@ def _once(measure: Callable[[], Measurement], path: Path | None) -> Measurement:
     """What ``measure`` finds, kept at ``path``; processes that want it at once measure once."""
     if path is None:
         return measure()
-    with alone(path):
-        if path.exists():
-            return _kept(path)
-        found = measure()
+
+    def write(found: Measurement) -> None:
         text = json.dumps(asdict(found))
         write_atomic(path, f"{_checksum(text)}\n{text}")
-        return found
+
+    return kept_or_made(path, lambda: _kept(path), measure, write)
 
 
 def _checksum(text: str) -> str:

@@ -181,8 +181,8 @@ def attack_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
 HEADINGS = ("attack", "target", "control", "excess (95 %)", "gold", "")
 
 
-def attack_table(results: Mapping[str, Any], skipped: Mapping[str, str]) -> Table:
-    """A rich table of ``attack_rows``, and of the attacks that could not be made."""
+def attack_table(results: Mapping[str, Any]) -> Table:
+    """A rich table of ``attack_rows``."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -192,7 +192,5 @@ def attack_table(results: Mapping[str, Any], skipped: Mapping[str, str]) -> Tabl
         table.add_column(heading, justify="left" if heading in ("attack", "") else "right")
     for line in attack_rows({key: value for key, value in results.items() if isinstance(value, int | float)}):
         table.add_row(*(Text(plain(cell), "red" if line[-1] else "") for cell in line))
-    for name, lacks in skipped.items():
-        table.add_row(Text(name, "dim"), *(Text(DASH, "dim") for _ in range(4)), Text(f"needs {lacks}", "dim"))
     table.caption = Text("share of right answers at the best setting; control: unknown names with made-up facts", "dim")
     return table
