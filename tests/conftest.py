@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from unlearn.types import Assets, EntityData
 from unlearn.world.source import WorldConfig, WorldSource
+
+if TYPE_CHECKING:
+    from tests.architectures import Hub
 
 CACHE = Path(os.environ.get("UNLEARN_CACHE") or Path.home() / ".cache" / "unlearn")
 """Read once, before any test changes the environment."""
@@ -35,3 +40,20 @@ def world(world_cache: Path) -> SharedWorld:
     """The default world, built when the cache does not hold it (minutes)."""
     source = WorldSource(WorldConfig(), seed=0, cache=world_cache)
     return SharedWorld(source, source.assets(progress=False), source.load())
+
+
+@pytest.fixture(scope="session")
+def all_small_models(tmp_path_factory: pytest.TempPathFactory) -> Hub:
+    """A hub cache for small models of the true architectures; ``need`` makes those that a test names."""
+    from tests.architectures import Hub
+
+    return Hub(tmp_path_factory.mktemp("hub"))
+
+
+@pytest.fixture(scope="module")
+def small_hub(all_small_models: Hub) -> Iterator[Hub]:
+    """The same, with this process looking nowhere else for public models and SAEs while a module's tests run."""
+    from tests.architectures import redirected
+
+    with redirected(all_small_models):
+        yield all_small_models

@@ -1,0 +1,102 @@
+"""Models and SAEs of the true architectures and file formats, found by their public names in a hub cache, offline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.architectures import SHAPES, Hub, redirected
+from tests.architectures.saes import activations, entry, layer_of, registry
+from unlearn.config.schema import ModelConfig, SAEConfig
+from unlearn.errors import ModelError
+from unlearn.models.lm import load_lm
+from unlearn.models.sae import load_sae
+
+pytestmark = pytest.mark.slow
+NAMES = sorted(SHAPES)
+
+
+def saes_of(name: str) -> tuple[tuple[str, str], ...]:
+    """An instruction-tuned model without SAEs of its own goes with those of its base."""
+    shape = SHAPES[name]
+    return shape.saes or SHAPES[str(shape.of)].saes
+
+
+def test_gemma_2_as_in_public(small_hub: Hub) -> None:
+    small_hub.need("gemma-2-2b")
+    lm, tokenizer = load_lm(ModelConfig(path="google/gemma-2-2b"), None)
+    assert (type(lm).__name__, type(tokenizer).__name__) == ("Gemma2ForCausalLM", "GemmaTokenizer")
+    config = lm.config
+    assert (config.attn_logit_softcapping, config.final_logit_softcapping) == (50.0, 30.0)
+    assert {*config.layer_types} == {"sliding_attention", "full_attention"}
+    assert lm.get_output_embeddings().weight is lm.get_input_embeddings().weight
+    assert tokenizer.tokenize("Orla was ñ") == ["Orla", "▁was", "▁", "<0xC3>", "<0xB1>"]
+    assert tokenizer("Orla").input_ids[0] == tokenizer.bos_token_id
+
+
+def test_llama_and_gpt2_as_in_public(small_hub: Hub) -> None:
+    small_hub.need("llama-3.1-8b", "gpt2-small")
+    lm, tokenizer = load_lm(ModelConfig(path="meta-llama/Llama-3.1-8B"), None)
+    assert type(lm).__name__ == "LlamaForCausalLM"
+    assert lm.config.num_key_value_heads < lm.config.num_attention_heads
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|begin_of_text|>", "<|end_of_text|>")
+    lm, tokenizer = load_lm(ModelConfig(path="openai-community/gpt2"), None)
+    assert (type(lm).__name__, type(tokenizer).__name__) == ("GPT2LMHeadModel", "GPT2Tokenizer")
+    assert tokenizer.bos_token == tokenizer.eos_token == "<|endoftext|>"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_sae_reconstructs_the_layer_that_it_names(small_hub: Hub, name: str) -> None:
+    small_hub.need(name)
+    lm, tokenizer = load_lm(ModelConfig(path=SHAPES[name].repo), None)
+    for release, sae_id in saes_of(name):
+        sae = load_sae(SAEConfig(release=release, sae_id=sae_id), None)
+        assert sae.layer == layer_of(sae_id)
+        x = activations(lm, tokenizer, sae.layer)
+        assert ((x - sae(x)).square().sum() / (x - x.mean(0)).square().sum()).item() < 0.05
+
+
+def test_llama_scope_is_scaled_by_the_registrys_factor(small_hub: Hub) -> None:
+    small_hub.need("llama-3.1-8b")
+    ((release, sae_id),) = SHAPES["llama-3.1-8b"].saes
+    files = next(small_hub.cache.glob("models--fnlp--*/snapshots/*/*12R-8x"))
+    from safetensors.torch import load_file
+
+    saved, factor = load_file(files / "checkpoints" / "final.safetensors"), entry(release, sae_id)["norm_scaling_factor"]
+    sae = load_sae(SAEConfig(release=release, sae_id=sae_id), None)
+    torch.testing.assert_close(sae.sae.W_enc, saved["encoder.weight"].T * factor)
+    torch.testing.assert_close(sae.sae.b_dec, saved["decoder.bias"] / factor)
+    assert sae.normalisation == "none"
+
+
+def test_gemma_scope_at_its_true_size_with_the_true_registry(tmp_path: Path) -> None:
+    """2304 wide with 16384 latents: nothing about the registry is changed, only the cache is another one."""
+    from tests.architectures.hub import publish
+
+    release, sae_id, width, latents = "gemma-scope-2b-pt-res-canonical", "layer_12/width_16k/canonical", 2304, 16384
+    folder = tmp_path / "files" / entry(release, sae_id)["path"]
+    folder.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    arrays = {name: np.zeros(size, dtype=np.float32) for name, size in (("b_enc", latents), ("b_dec", width))}
+    arrays["W_enc"] = draw.standard_normal((width, latents), dtype=np.float32)
+    arrays["W_dec"] = np.zeros((latents, width), dtype=np.float32)
+    arrays["threshold"] = np.full(latents, 0.5, dtype=np.float32)
+    np.savez(folder / "params.npz", **arrays)  # type: ignore[arg-type]
+    hub = Hub(tmp_path / "hub", registry=False)
+    publish(tmp_path / "files", hub.cache, registry()[release]["repo_id"])
+    with redirected(hub):
+        sae = load_sae(SAEConfig(release=release, sae_id=sae_id), None)
+    assert (sae.layer, sae.d_in, sae.d_sae, sae.architecture) == (12, width, latents, "jumprelu")
+    x = torch.ones(1, width)
+    pre = torch.from_numpy(arrays["W_enc"].sum(0))
+    torch.testing.assert_close(sae.encode(x, torch.arange(8))[0], pre[:8] * (pre[:8] > 0.5), rtol=1e-4, atol=1e-3)
+
+
+def test_what_is_not_in_the_cache_is_one_sentence(small_hub: Hub) -> None:
+    with pytest.raises(ModelError, match="sae.release gemma-scope-2b-pt-res .* could not be loaded"):
+        load_sae(SAEConfig(release="gemma-scope-2b-pt-res", sae_id="layer_3/width_16k/average_l0_59"), None)
+    with pytest.raises(ModelError, match="model.path google/gemma-2-27b could not be loaded: HF_HUB_OFFLINE is set"):
+        load_lm(ModelConfig(path="google/gemma-2-27b"), None)
