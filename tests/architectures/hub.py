@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.resources as resources
 import os
 import shutil
 from collections.abc import Iterator
@@ -129,8 +130,7 @@ def redirected(hub: Hub) -> Iterator[Hub]:
                 patch.setenv(name, value)
         patch.setattr(constants, "HF_HUB_CACHE", str(hub.cache))
         patch.setattr(constants, "HF_HUB_OFFLINE", True)
-        if hub.registry.is_dir():
-            patch.setattr(directory, "files", lambda package: hub.registry)
+        patch.setattr(directory, "files", (lambda package: hub.registry) if hub.registry.is_dir() else resources.files)
         directory.get_pretrained_saes_directory.cache_clear()
         try:
             yield hub
