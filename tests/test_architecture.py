@@ -214,6 +214,12 @@ def test_every_shipped_configuration_loads(path):
 
         assert collect_config(tree["maker"]["name"], path).maker.name == tree["maker"]["name"]
         return
+    if "sweep" in tree:
+        from unlearn.config.sweep import load_sweep
+
+        spec = load_sweep(path)
+        assert (spec.trials > 0, spec.name) == (True, tree["sweep"])
+        return
     if "attack" in tree:
         from unlearn.config.attacks import attack_settings, separate
 

@@ -41,6 +41,10 @@ class ElsewhereError(RunError):
         super().__init__(reason)
 
 
+class Stopped(RunError):
+    """A run that was ended early on purpose."""
+
+
 class CacheError(UnlearnError):
     """A cache entry that is damaged or was written by another recipe."""
 

@@ -6,9 +6,12 @@ a value given both by the launcher and by the configuration, and not the same, i
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from unlearn.config.checks import check, one_of
@@ -23,7 +26,10 @@ if TYPE_CHECKING:
 
     from unlearn.config.schema import OptimConfig, RunConfig, TrainerConfig
 
-__all__ = ["check_nodes", "check_sharded", "frozen_device", "is_rank_zero", "make_trainer", "start_processes", "trainer_settings", "wanted"]
+__all__ = ["check_nodes", "check_sharded", "frozen_device", "is_rank_zero", "make_trainer", "quiet", "start_processes"] + [
+    "trainer_settings",
+    "wanted",
+]
 
 SAID_BY: Mapping[str, str] = {
     "accelerator": "LT_ACCELERATOR",
@@ -263,3 +269,23 @@ def frozen_device(settings: Mapping[str, str]) -> torch.device:
         devices, local_rank = settings["devices"], place().local_rank
         return torch.device("cuda", _listed(devices)[local_rank] if "," in devices else local_rank)
     return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep Lightning's and other libraries' small talk off the terminal; warnings of ours stay."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
+    before = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            for module in ("lightning", "torch", "mlflow", "transformers", "sae_lens"):
+                warnings.filterwarnings("ignore", module=rf"{module}(\..*)?")
+            yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)

@@ -22,12 +22,9 @@ The lifecycle, with the place of every part::
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
 import math
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,8 +33,8 @@ from unlearn.config.fingerprint import fingerprint, flatten, to_yaml
 from unlearn.config.load import load_config
 from unlearn.config.plugins import plugin_schemas
 from unlearn.config.schema import RunConfig
-from unlearn.errors import ElsewhereError, Preempted, RunError, UnlearnError
-from unlearn.launch import check_sharded, is_rank_zero, trainer_settings
+from unlearn.errors import ElsewhereError, Preempted, RunError, Stopped, UnlearnError
+from unlearn.launch import check_sharded, is_rank_zero, quiet, trainer_settings
 from unlearn.meeting import Processes
 from unlearn.processes import place
 from unlearn.tracking.files import read_json
@@ -46,16 +43,26 @@ from unlearn.tracking.reader import logged
 from unlearn.tracking.rundir import RunDirectory, is_run, run_path
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Callback
     from lightning.pytorch.loggers import Logger
 
 
-def execute(config: RunConfig, *, force: bool = False, go_on: bool = False) -> Path:
+def execute(
+    config: RunConfig,
+    *,
+    force: bool = False,
+    go_on: bool = False,
+    tags: Mapping[str, str] | None = None,
+    watch: Callable[[Assembly], Sequence[Callback]] | None = None,
+) -> Path:
     """Run one configuration from start to end and return its run directory.
 
-    A finished run with the same fingerprint is not run again unless ``force``; an unfinished one is gone on with where ``go_on``.
+    A finished run with the same fingerprint is not run again unless ``force``; an unfinished one is gone on with where ``go_on``. ``tags``
+    are added to its MLflow run, and the callbacks of ``watch`` look on; one may end it by ``Stopped``.
 
     Raises:
         RunError: the run directory belongs to another configuration or is unfinished.
+        Stopped: a callback of ``watch`` has ended it.
         UnlearnError: anything else a user can act on.
     """
     path = run_path(config.out, config.name)
@@ -63,7 +70,9 @@ def execute(config: RunConfig, *, force: bool = False, go_on: bool = False) -> P
         if processes.behind(path):
             return path
         decided, checkpoint = processes.decide(lambda: _claim(config, path, force, go_on))
-        return path if decided == "kept" else _go(config, RunDirectory(path), checkpoint and Path(checkpoint), processes)
+        if decided == "kept":
+            return path
+        return _go(config, RunDirectory(path), checkpoint and Path(checkpoint), processes, tags or {}, watch or (lambda assembly: ()))
 
 
 def _claim(config: RunConfig, path: Path, force: bool, go_on: bool) -> tuple[str, str | None]:
@@ -112,7 +121,7 @@ def resume(path: str | Path) -> Path:
         if processes.behind(run.path):
             return run.path
         checkpoint = processes.decide(lambda: _reopen(run))
-        return _go(config, run, None if checkpoint is None else Path(checkpoint), processes)
+        return _go(config, run, None if checkpoint is None else Path(checkpoint), processes, {}, lambda assembly: ())
 
 
 def _reopen(run: RunDirectory) -> str | None:
@@ -133,18 +142,25 @@ def _reopen(run: RunDirectory) -> str | None:
     return None if path is None else str(path)
 
 
-def _go(config: RunConfig, run: RunDirectory, checkpoint: Path | None, processes: Processes) -> Path:
+def _go(
+    config: RunConfig,
+    run: RunDirectory,
+    checkpoint: Path | None,
+    processes: Processes,
+    tags: Mapping[str, str],
+    watch: Callable[[Assembly], Sequence[Callback]],
+) -> Path:
     """Assemble, train, measure, close; whatever happens, the status says how it ended."""
     from unlearn.callbacks.guard import preemptible
 
     tracker: Logger | None = None
     try:
         check_sharded(trainer_settings(config.trainer), config)
-        with _quiet(), preemptible():
+        with quiet(), preemptible():
             assembly = processes.in_turn(lambda: assemble(config, run), meanwhile=_import)
-            tracker = processes.together(lambda: _tracker(assembly))
+            tracker = processes.together(lambda: _tracker(assembly, tags))
             processes.announce(run.path)
-            _fit(assembly, tracker, checkpoint)
+            _fit(assembly, tracker, checkpoint, watch(assembly))
         _close(assembly, tracker)
     except KeyboardInterrupt:
         _end(run, tracker, "killed", "interrupted")
@@ -153,7 +169,7 @@ def _go(config: RunConfig, run: RunDirectory, checkpoint: Path | None, processes
         _end(run, tracker, "killed", stopped.reason)
         raise
     except UnlearnError as error:
-        _end(run, tracker, "failed", str(error))
+        _end(run, tracker, "stopped" if isinstance(error, Stopped) else "failed", str(error))
         raise
     except Exception as error:
         _end(run, tracker, "failed", f"{type(error).__name__}: {error}")
@@ -169,7 +185,7 @@ def _import() -> None:
     import unlearn.module  # noqa: F401
 
 
-def _tracker(assembly: Assembly) -> Logger | None:
+def _tracker(assembly: Assembly, added: Mapping[str, str]) -> Logger | None:
     """Write the manifest and start (or continue) the MLflow run."""
     from unlearn.tracking.mlflow import make_mlflow_logger
 
@@ -189,6 +205,7 @@ def _tracker(assembly: Assembly) -> Logger | None:
         "global_batch": json.dumps(manifest["batch"]),
         "method": config.method.name,
         **versions,
+        **added,
     }
     tracker = make_mlflow_logger(config.tracking, config.name, flatten(config), tags, run_id=kept)
     if tracker is not None and getattr(tracker, "run_id", None):
@@ -199,7 +216,7 @@ def _tracker(assembly: Assembly) -> Logger | None:
     return tracker
 
 
-def _fit(assembly: Assembly, tracker: Logger | None, checkpoint: Path | None) -> None:
+def _fit(assembly: Assembly, tracker: Logger | None, checkpoint: Path | None, watching: Sequence[Callback]) -> None:
     """Train; a method that trains nothing is measured only."""
     from unlearn.callbacks.collapse import CollapseMonitor
     from unlearn.callbacks.guard import Checkpoints, GracefulStop, NonFiniteGuard
@@ -216,7 +233,7 @@ def _fit(assembly: Assembly, tracker: Logger | None, checkpoint: Path | None) ->
         watch = RankWatch(lambda reason: _end(run, tracker, "failed", reason, speaks=watch.speaks))
         callbacks = [
             assembly.cost, watch, NonFiniteGuard(run.checkpoints), Journal(run, lambda: getattr(tracker, "run_id", None)), assembly.latent,
-            CollapseMonitor(assembly.suite, every), GracefulStop(run.checkpoints), assembly.evaluation,
+            CollapseMonitor(assembly.suite, every), *watching, GracefulStop(run.checkpoints), assembly.evaluation,
             Checkpoints(run.checkpoints, config.trainer.checkpoint_every), *([StepBar(config.name)] if config.trainer.progress_bar else []),
         ]  # fmt: skip
         loggers = [RunDirLogger(run), *([tracker] if tracker else [])]
@@ -265,7 +282,7 @@ def _end(run: RunDirectory, tracker: Logger | None, state: str, reason: str, *, 
         _say(str(error))
     if tracker is not None:
         tracker.log_artifacts(run.artifacts())
-        tracker.finalize({"finished": "success", "killed": "killed"}.get(state, "failed"))
+        tracker.finalize(state)
 
 
 def _say(text: str) -> None:
@@ -273,23 +290,3 @@ def _say(text: str) -> None:
 
     if is_rank_zero():
         Console(stderr=True, highlight=False).print(text, markup=False)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep Lightning's and other libraries' small talk off the terminal; warnings of ours stay."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
-    names = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")
-    before = {name: logging.getLogger(name).level for name in names}
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            for module in ("lightning", "torch", "mlflow", "transformers", "sae_lens"):
-                warnings.filterwarnings("ignore", module=rf"{module}(\..*)?")
-            yield
-    finally:
-        for name, level in before.items():
-            logging.getLogger(name).setLevel(level)

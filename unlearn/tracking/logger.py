@@ -26,6 +26,8 @@ class RunDirLogger(Logger):
         super().__init__()
         self.run_dir = run_dir
         self.stage = stage
+        self.latest: dict[str, float] = {}
+        """the last value of every metric"""
 
     @property
     def name(self) -> str:
@@ -55,7 +57,9 @@ class RunDirLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Append ``metrics`` at ``step`` (0 when none is given)."""
-        self.run_dir.append_metrics(step or 0, self.stage, {key: value for key, value in metrics.items() if key not in SKIPPED})
+        kept = {key: value for key, value in metrics.items() if key not in SKIPPED}
+        self.latest |= kept
+        self.run_dir.append_metrics(step or 0, self.stage, kept)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """Nothing to do: config.yaml holds them."""

@@ -1,0 +1,152 @@
+"""What came of a study, read from its storage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState
+
+from unlearn.config.fingerprint import plain
+from unlearn.sweep.samplers import meant
+from unlearn.sweep.slots import ERROR, attempt_of, current
+from unlearn.sweep.trial import FINGERPRINT, PATH, RESULTS, SAME_AS, SECONDS
+from unlearn.tracking.files import dump_json, write_atomic
+
+if TYPE_CHECKING:
+    from unlearn.config.schema import RunConfig
+    from unlearn.config.sweep import SweepSpec
+
+STATES: Mapping[TrialState, str] = {
+    TrialState.COMPLETE: "finished",
+    TrialState.PRUNED: "pruned",
+    TrialState.FAIL: "failed",
+    TrialState.RUNNING: "running",
+    TrialState.WAITING: "waiting",
+}
+RESULT = "sweep.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """One trial of a study.
+
+    ``state`` is finished, pruned, failed, lost (to be tried again), running or waiting; ``params`` are the searched keys that took part;
+    ``values`` those of the objectives, in their order (empty unless finished); ``results`` the run's results that objectives and
+    constraints read. ``same_as`` is the number of the trial whose values were taken, as it has the same fingerprint. ``reason`` says why
+    a trial failed; ``attempts`` counts workers that began it.
+    """
+
+    number: int
+    state: str
+    params: Mapping[str, Any]
+    values: tuple[float, ...] = ()
+    results: Mapping[str, float] = field(default_factory=dict)
+    feasible: bool = True
+    path: Path | None = None
+    fingerprint: str | None = None
+    seconds: float = 0.0
+    reason: str = ""
+    same_as: int | None = None
+    attempts: int = 1
+    started: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOutcome:
+    """A study as it stands.
+
+    ``front`` holds the finished trials that keep all constraints and that no other one beats in every objective, by number; with one
+    objective that is ``best`` alone. ``best`` is, with several objectives, the first of the front by the first objective; None where no
+    trial keeps the constraints.
+    """
+
+    name: str
+    folder: Path
+    objectives: tuple[str, ...]
+    directions: tuple[str, ...]
+    trials: tuple[TrialRecord, ...]
+    front: tuple[TrialRecord, ...] = ()
+    best: TrialRecord | None = None
+    best_config: RunConfig | None = None
+
+    @property
+    def best_params(self) -> Mapping[str, Any]:
+        """Searched keys of the best trial; empty where there is none."""
+        return {} if self.best is None else self.best.params
+
+    def count(self, state: str) -> int:
+        """Trials in a state."""
+        return sum(trial.state == state for trial in self.trials)
+
+    def record(self) -> dict[str, Any]:
+        """Plain values, as in ``sweep.json``."""
+        return {
+            "sweep": self.name,
+            "objectives": dict(zip(self.objectives, self.directions, strict=True)),
+            "best": None if self.best is None else self.best.number,
+            "front": [trial.number for trial in self.front],
+            "trials": [
+                {**asdict(t), "path": None if t.path is None else str(t.path), "started": t.started and t.started.isoformat()}
+                for t in self.trials
+            ],
+            "best_config": None if self.best_config is None else plain(self.best_config),
+        }
+
+
+def outcome_of(spec: SweepSpec, study: optuna.Study, folder: Path) -> SweepOutcome:
+    """The study as it stands."""
+    slots = current(study.get_trials(deepcopy=False))
+    records = tuple(_record(spec, slot, slots[slot]) for slot in sorted(slots))
+    finished = [trial for trial in records if trial.state == "finished" and trial.feasible]
+    signs = [1.0 if o.direction == "minimize" else -1.0 for o in spec.objectives]
+    losses = {t.number: tuple(s * v for s, v in zip(signs, t.values, strict=True)) for t in finished}
+    front = tuple(t for t in finished if not any(_beats(losses[o.number], losses[t.number]) for o in finished))
+    front = front if len(spec.objectives) > 1 else front[:1]
+    best = min(front, key=lambda t: (losses[t.number], t.number), default=None)
+    return SweepOutcome(
+        name=spec.name,
+        folder=folder,
+        objectives=tuple(o.title for o in spec.objectives),
+        directions=tuple(o.direction for o in spec.objectives),
+        trials=records,
+        front=front,
+        best=best,
+        best_config=None if best is None else spec.config(best.params, best.number),
+    )
+
+
+def _beats(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return all(x <= y for x, y in zip(a, b, strict=True)) and a != b
+
+
+def _record(spec: SweepSpec, slot: int, trial: FrozenTrial) -> TrialRecord:
+    said = trial.user_attrs
+    state, error = STATES[trial.state], str(said.get(ERROR, ""))
+    if state == "failed" and not error:
+        state = "lost"
+    path = said.get(PATH)
+    return TrialRecord(
+        number=slot,
+        state=state,
+        params=meant(trial.params, spec.search),
+        values=tuple(trial.values or ()) if trial.state == TrialState.COMPLETE else (),
+        results=said.get(RESULTS, {}),
+        feasible=all(value <= 0 for value in trial.constraints.values()),
+        path=None if path is None else Path(path),
+        fingerprint=said.get(FINGERPRINT),
+        seconds=float(said.get(SECONDS, 0.0)),
+        reason=error,
+        same_as=said.get(SAME_AS),
+        attempts=attempt_of(trial) + 1,
+        started=None if trial.datetime_start is None else trial.datetime_start.astimezone(UTC),
+    )
+
+
+def write_outcome(outcome: SweepOutcome) -> Path:
+    """Keep it as ``sweep.json`` in the study's folder."""
+    return write_atomic(outcome.folder / RESULT, dump_json(outcome.record()) + "\n")

@@ -1,0 +1,79 @@
+"""The MLflow run of a study, whose children are the runs of its trials."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from unlearn.config.fingerprint import flatten
+from unlearn.tracking.files import alone
+
+if TYPE_CHECKING:
+    import optuna
+
+    from unlearn.config.schema import TrackingConfig
+    from unlearn.config.sweep import SweepSpec
+    from unlearn.sweep.outcome import SweepOutcome
+
+PARENT = "mlflow_run_id"
+OF_WORKERS = ("storage", "heartbeat", "patience")
+"""Settings that say where workers meet, not what is searched."""
+
+
+def parent_run(spec: SweepSpec, study: optuna.Study, tracking: TrackingConfig, folder: Path) -> str | None:
+    """Id of the study's MLflow run, made where there is none; None where tracking is off or the store is away."""
+    from unlearn.tracking.mlflow import make_mlflow_logger
+
+    if not tracking.enabled:
+        return None
+    with alone(folder / PARENT):
+        kept = study.user_attrs.get(PARENT)
+        if kept:
+            return str(kept)
+        settings = {key: value for key, value in flatten(spec.settings).items() if key not in OF_WORKERS}
+        tracker = make_mlflow_logger(tracking, spec.name, settings, {"sweep": spec.name, "kind": "sweep"})
+        found = None if tracker is None else tracker.run_id
+        if found:
+            study.set_user_attr(PARENT, found)
+        return found
+
+
+def close_parent(study: optuna.Study, tracking: TrackingConfig, outcome: SweepOutcome, files: list[Path]) -> None:
+    """Give the study's MLflow run the best values (``best/<objective>``) and settings (tags ``best.<key>``), a table, and ``files``.
+
+    It ends when no trial is running or waiting any more.
+    """
+    from unlearn.tracking.mlflow import make_mlflow_logger
+
+    kept = study.user_attrs.get(PARENT)
+    tracker = make_mlflow_logger(tracking, outcome.name, {}, run_id=kept) if kept and tracking.enabled else None
+    if tracker is None or not tracker.reached:
+        return
+    done = len(outcome.trials) - outcome.count("waiting") - outcome.count("running")
+    if outcome.best is not None:
+        values = dict(zip(outcome.objectives, outcome.best.values, strict=True))
+        tracker.log_metrics({**{f"best/{key}": value for key, value in values.items()}, "trials": done}, step=done)
+        for key, value in {"trial": outcome.best.number, **outcome.best.params}.items():
+            tracker.experiment.set_tag(kept, f"best.{key}", str(value))
+    tracker.experiment.log_table(kept, table(outcome), "trials.json")
+    tracker.log_artifacts(files)
+    if done == len(outcome.trials):
+        tracker.finalize("finished")
+    else:
+        tracker.flush(force=True)
+
+
+def table(outcome: SweepOutcome) -> dict[str, list[Any]]:
+    """Columns of all trials: number, state, values, settings, seconds."""
+    keys = list(dict.fromkeys(key for trial in outcome.trials for key in trial.params))
+    columns: dict[str, list[Any]] = {
+        "trial": [trial.number for trial in outcome.trials],
+        "state": [trial.state for trial in outcome.trials],
+    }
+    for i, title in enumerate(outcome.objectives):
+        columns[title] = [trial.values[i] if trial.values else None for trial in outcome.trials]
+    for key in keys:
+        columns[key] = [None if trial.params.get(key) is None else str(trial.params[key]) for trial in outcome.trials]
+    columns["seconds"] = [trial.seconds for trial in outcome.trials]
+    columns["run"] = [None if trial.path is None else str(trial.path) for trial in outcome.trials]
+    return columns
