@@ -12,6 +12,7 @@ import typer
 from unlearn import __version__
 from unlearn.cli.config import config_app
 from unlearn.cli.console import complain
+from unlearn.cli.export import export_command
 from unlearn.errors import UnlearnError
 
 app = typer.Typer(
@@ -24,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(config_app, name="config")
+app.command("export")(export_command)
 
 Words = Annotated[
     list[str] | None,

@@ -74,6 +74,14 @@ def make_mlflow_logger(
     """
     if not config.enabled:
         return None
+    quieten()
+    logger = MLflowRunLogger(store_uri(config), config.experiment, run_name, params, tags or {}, run_id)
+    logger.flush(force=True)
+    return logger
+
+
+def quieten() -> None:
+    """Set what MLflow reads from the environment: short waits, no telemetry, no chatter."""
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(TIMEOUT_S))
     os.environ.setdefault("PGCONNECT_TIMEOUT", str(TIMEOUT_S))
@@ -82,10 +90,11 @@ def make_mlflow_logger(
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     for noisy in ("alembic", "mlflow.store.db.utils", "lightning.pytorch.loggers.mlflow"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    uri = config.uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
-    logger = MLflowRunLogger(uri, config.experiment, run_name, params, tags or {}, run_id)
-    logger.flush(force=True)
-    return logger
+
+
+def store_uri(config: TrackingConfig) -> str:
+    """Address of the store: ``tracking.uri``, else MLFLOW_TRACKING_URI, else ``sqlite:///mlflow.db`` in the current folder."""
+    return config.uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
 class MLflowRunLogger(Logger):
