@@ -42,7 +42,7 @@ LAYERS = (
     ("assembly",),
     ("restore", "collect", "label"),
     ("subject",),
-    ("measuring", "attack_files", "export_files"),
+    ("measuring", "attack_files", "export_files", "exported"),
     ("run", "benchmark", "attack", "export", "talk"),
     ("sweep",),
     ("cli",),

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from unlearn.assembly import cache_folder, stage
 from unlearn.errors import RunError
-from unlearn.export_files import LOCAL_FILE, PROVENANCE, card_and_provenance, check_hidden, concealer_of, forgotten_names
+from unlearn.export_files import card_and_provenance, check_hidden, concealer_of, forgotten_names
 from unlearn.registry import entries, find
 from unlearn.restore import restore
 from unlearn.subject import find_subject
+from unlearn.tracking.exported import LOCAL_FILE, PROVENANCE
 from unlearn.tracking.files import dump_json, read_json, write_atomic
 
 if TYPE_CHECKING:

@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from unlearn.tracking.rundir import RunDirectory
     from unlearn.types import EntityData
 
-PROVENANCE = "provenance.json"
-LOCAL_FILE = "local.json"
-"""Where run, original model and data lie on this machine; never pushed, and not written when names are hashed."""
 TOLD = (
     *("fingerprint", "started", "command", "versions", "git", "hardware"),
     *("seeds", "trained_parameters", "parameters", "hook", "precision"),

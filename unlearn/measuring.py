@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from unlearn.data.reader import Reader
     from unlearn.data.sources.base import Source
     from unlearn.data.tokenize import TokenRow
+    from unlearn.evaluation.latent import LatentMeter
     from unlearn.evaluation.progress import StageBar
     from unlearn.evaluation.suite import Suite
     from unlearn.latents.selection import Selection
@@ -51,18 +52,26 @@ def anchors_of(
     config: RunConfig, data: EntityData, reader: Reader, models: Models, identity: Mapping[str, str]
 ) -> tuple[FrozenSAE | None, Selection | None]:
     """The SAE with the latents that tell known from unknown names in the frozen model; None and None without an SAE."""
+    meter, selection = recognition_of(config, data, reader, models, identity)
+    return (None if meter is None else meter.sae), selection
+
+
+def recognition_of(
+    config: RunConfig, data: EntityData, reader: Reader, models: Models, identity: Mapping[str, str]
+) -> tuple[LatentMeter | None, Selection | None]:
+    """What measures recognition against the frozen model, and its latents; None and None without an SAE."""
     from unlearn.evaluation.suite import Suite
 
     own = models.assembly
     if own is not None and own.suite.meter is not None:
-        return own.suite.meter.sae, own.suite.selection
+        return own.suite.meter, own.suite.selection
     if models.sae is None:
         return None, None
     layer = max(models.sae.layers)
     suite = Suite(data=data, generic=[], reader=reader, config=config.evaluation, seed=config.seed, layer=layer)
     with stage("known and unknown names"):
         _add_recognition(suite, layer, models.sae, config, models, _frozen_key(config, data, reader, models, identity, layer))
-    return models.sae, suite.selection
+    return suite.meter, suite.selection
 
 
 Watch = Callable[[str, "Suite", "PreTrainedModel | None"], AbstractContextManager["StageBar"]]

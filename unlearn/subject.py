@@ -162,7 +162,7 @@ def load_models(subject: Subject, config: RunConfig) -> Models:
     if subject.base is not None:
         with stage("original model"):
             base, words = load_lm(replace(config.model, path=subject.base, revision=None), None)
-        _check_base(lm, base, subject.base)
+        check_base(lm, base, subject.base)
         if words.get_vocab() != tokenizer.get_vocab():
             raise ModelError(
                 f"--base must be the model that {subject.name} was made from; found other words in the tokenizer of {subject.base}."
@@ -172,7 +172,12 @@ def load_models(subject: Subject, config: RunConfig) -> Models:
     return models
 
 
-def _check_base(lm: PreTrainedModel, base: PreTrainedModel, name: str) -> None:
+def check_base(lm: PreTrainedModel, base: PreTrainedModel, name: str) -> None:
+    """Compare the shapes of a model and of the one it is said to be made from.
+
+    Raises:
+        ModelError: they differ.
+    """
     from unlearn.models.decoder import blocks_of, hidden_size
 
     pairs = (

@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from unlearn import __version__
+from unlearn.cli.chat import chat_command
 from unlearn.cli.config import config_app
 from unlearn.cli.console import complain
 from unlearn.cli.export import export_command
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(config_app, name="config")
 app.command("export")(export_command)
+app.command("chat")(chat_command)
 
 Words = Annotated[
     list[str] | None,

@@ -107,8 +107,8 @@ def _mlflow_logger(run: Path) -> Callable[[Exported], str]:
 
 
 def _push(done: Exported, hub_id: str, token: str, yes: bool) -> None:
-    from unlearn.export_files import LOCAL_FILE
     from unlearn.models.hub import push
+    from unlearn.tracking.exported import LOCAL_FILE
 
     if done.form == "adapter" and not done.provenance["base"]["hub"]:
         raise ConfigError("--push of an adapter needs an original model with a hub id; found a local one. Push merged weights instead.")
