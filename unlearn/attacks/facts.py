@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from unlearn.data.splits import fact_keys, fact_splits
 from unlearn.data.swap import matched_rows
 from unlearn.errors import DataError
 from unlearn.functional.text import normalise_answer
@@ -43,55 +43,9 @@ class Facts:
         return taught, tuple(places)
 
 
-class fact_keys:  # noqa: N801 used as a function
-    """``fact_keys(rows)(row)``: which fact a row is about: its attribute where that has one answer for each entity, else its answer."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        answers: dict[tuple[str, str], set[str]] = defaultdict(set)
-        for row in rows:
-            answers[row.entity, row.attribute].add(normalise_answer(row.answer))
-        several = {attribute for (_, attribute), found in answers.items() if len(found) > 1}
-        self.attributes = {row.attribute for row in rows} - several - {""}
-
-    def __call__(self, row: Row) -> str:
-        """The fact's name, the same in every wording."""
-        return row.attribute if row.attribute in self.attributes else f"= {normalise_answer(row.answer)}"
-
-
 def splits(facts: Facts, share: float, count: int, seed: int) -> Iterator[dict[str, frozenset[str]]]:
-    """``count`` choices of the facts to be taught, by entity; the others are asked for.
-
-    Where entities share their attributes, the same ones are taught for all, and different ones in every choice as long as there are; else
-    they are drawn for each entity.
-
-    Args:
-        facts: the facts of one side.
-        share: of an entity's facts to be taught, in (0, 1); at least one, and one is left.
-        count: choices, >= 1.
-        seed: seed of the draw.
-
-    Raises:
-        DataError: no entity has two facts.
-    """
-    key = fact_keys((*facts.train, *facts.test))
-    by_entity = {name: sorted({key(row) for row in facts.train if row.entity == name}) for name in facts.entities}
-    by_entity = {name: keys for name, keys in by_entity.items() if len(keys) >= 2}
-    if not by_entity:
-        raise DataError("Relearning must have two facts or more about an entity, some to teach and others to ask for; found none.")
-    rng = np.random.default_rng(seed)
-
-    def taught(keys: Sequence[str]) -> int:
-        return min(len(keys) - 1, max(1, round(share * len(keys))))
-
-    if len(set(map(tuple, by_entity.values()))) == 1:
-        keys = next(iter(by_entity.values()))
-        every = list(itertools.islice(itertools.combinations(keys, taught(keys)), 10_000))
-        order = rng.permutation(len(every))
-        for n in range(count):
-            yield dict.fromkeys(by_entity, frozenset(every[order[n % len(every)]]))
-        return
-    for _ in range(count):
-        yield {name: frozenset(rng.permutation(keys)[: taught(keys)].tolist()) for name, keys in by_entity.items()}
+    """``count`` choices of the facts of one side to be taught, by entity; see ``unlearn.data.splits.fact_splits``."""
+    return fact_splits(facts.train, fact_keys((*facts.train, *facts.test)), facts.entities, share, count, seed)
 
 
 def pools(data: EntityData) -> dict[str, tuple[str, ...]]:

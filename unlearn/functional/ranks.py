@@ -103,14 +103,14 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def variance(x_ND: Tensor) -> Tensor:
-    """Unbiased variance of each column over all rows [D], without a gradient.
+    """Unbiased variance of each column over all rows [D], without a gradient; nan where there are fewer than two.
 
     >>> variance(torch.tensor([[1.0], [3.0]]))
     tensor([2.])
     """
     x_ND, size = upcast(x_ND.detach()), n_ranks()
     if size == 1:
-        return x_ND.var(0)
+        return x_ND.var(0) if len(x_ND) > 1 else x_ND.new_full(x_ND.shape[1:], torch.nan)
     n = _sums(x_ND.new_tensor([len(x_ND)]), size)
     centred_ND = x_ND.double() - _sums(x_ND.double().sum(0), size) / n
     return (_sums(centred_ND.square().sum(0), size) / (n - 1)).to(x_ND.dtype)
@@ -136,6 +136,16 @@ def averaged(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return found
     whole_N = _sums(torch.stack([value.double().reshape(()) for value in found.values()]), size) / size
     return {name: value.to(found[name].dtype) for name, value in zip(found, whole_N, strict=True)}
+
+
+def own_share(n: int) -> range:
+    """Places, among ``n`` rows that every process knows, of those that are this one's: every W-th from its rank on.
+
+    >>> list(own_share(3))
+    [0, 1, 2]
+    """
+    size = n_ranks()
+    return range(dist.get_rank() if size > 1 else 0, n, size)
 
 
 class SharedRows:

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch.nn.functional import relu
@@ -28,8 +28,9 @@ from unlearn.config.checks import check, one_of
 from unlearn.config.schema import MethodConfig
 from unlearn.functional.distance import contrastive, push_pull, standardised_distance, triplet
 from unlearn.functional.divergence import kl_divergence
+from unlearn.functional.erasure import relative_change
 from unlearn.functional.mmd import mmd2
-from unlearn.functional.ranks import SharedRows, mean, variance
+from unlearn.functional.ranks import SharedRows, mean
 from unlearn.latents.banks import POSITIONS, activations_at, position_index
 from unlearn.methods.base import Method, MethodContext, concatenate
 from unlearn.models.capture import EMBEDDINGS
@@ -108,9 +109,9 @@ class SAEGuided(Method):
     family = "sae"
     summary = "move the target's SAE latents away from known and onto unknown entities"
     paper = "https://arxiv.org/abs/2509.15631"
-    streams = ("forget", "retain", "known", "unknown")
+    streams: ClassVar[tuple[str, ...]] = ("forget", "retain", "known", "unknown")
     needs = frozenset({"sae", "banks", "reference_logprobs", "reference_hidden"})
-    reference_streams = ("retain", "known", "unknown")
+    reference_streams: ClassVar[tuple[str, ...]] = ("retain", "known", "unknown")
     routed = True
     Config = SAEGuidedConfig
     config: SAEGuidedConfig
@@ -168,10 +169,14 @@ class SAEGuided(Method):
 
     def forget(self, lm: PreTrainedModel, batch: TokenBatch, position: str) -> Tensor:
         """The objective at one position, a scalar; 0 where no row of the batch names its entity."""
+        return self.distance(activations_at(lm, batch, self.sae, position), batch, position)
+
+    def distance(self, hidden_ND: Tensor, batch: TokenBatch, position: str) -> Tensor:
+        """The objective of what the SAE reads at ``position`` of the rows that have it, [N, D]; a scalar."""
         scale, known, unknown, matched = (getattr(self, f"{name}_{position}") for name in ("scale", "known", "unknown", "matched"))
         place_N = (position_index(batch, position) > NO_ENTITY).nonzero()[:, 0]
         rows = SharedRows(place_N)
-        x_NS = rows.all(self.features(activations_at(lm, batch, self.sae, position)) / scale)
+        x_NS = rows.all(self.features(hidden_ND) / scale)
         if not len(x_NS):
             return x_NS.sum()
         row_id_N = rows.all(batch.row_id_B[place_N])
@@ -200,20 +205,22 @@ class SAEGuided(Method):
         partner = torch.multinomial(same_NK[has].float(), 1, generator=self.draws)[:, 0].to(x_NS.device)
         return standardised_distance(x_NS[has.to(x_NS.device)], matched_KS[partner], torch.ones_like(matched_KS[0]))
 
+    @property
+    def kept_layers(self) -> tuple[int, ...]:
+        """Blocks whose outputs are kept where they were on the rows that are kept."""
+        return self.sae.layers
+
     def retain(self, lm: PreTrainedModel, batch: TokenBatch) -> tuple[Tensor, Tensor]:
-        """(KL on answers, relative squared change of the outputs that the SAE reads on tokens after the first), scalars."""
+        """(KL on answers, relative squared change of the kept layers' outputs on tokens after the first), scalars."""
         reference = self.context.reference
         if reference is None:
             raise ValueError("sae_guided needs a reference in its context")
         with self._noise(lm, batch):
-            out = forward(lm, batch, layers=self.sae.layers)
+            out = forward(lm, batch, layers=self.kept_layers)
         divergence = mean(kl_divergence(reference.logits(batch), out.logits_AV))
         mask_BT = batch.attention_mask_BT.bool().clone()
         mask_BT[:, 0] = False
-        changes = []
-        for layer in self.sae.layers:
-            before, after = (h.float()[mask_BT] for h in (reference.hidden(batch, layer), out.hidden[layer]))
-            changes.append(mean((after - before).square()) / variance(before).mean())
+        changes = [relative_change(out.hidden[n][mask_BT], reference.hidden(batch, n)[mask_BT]) for n in self.kept_layers]
         return divergence, torch.stack(changes).mean()
 
     def _noise(self, lm: PreTrainedModel, batch: TokenBatch) -> AbstractContextManager[None]:

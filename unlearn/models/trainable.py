@@ -65,7 +65,7 @@ def _outer_parameters(lm: nn.Module, deepest: int | None) -> list[nn.Parameter]:
     return [parameter for module in modules for parameter in module.parameters()]
 
 
-def _block_of(name: str, prefix: str) -> int | None:
+def block_of(name: str, prefix: str) -> int | None:
     """Number of the block that a parameter belongs to."""
     if not name.startswith(prefix):
         return None
@@ -75,7 +75,7 @@ def _block_of(name: str, prefix: str) -> int | None:
 def _matching(lm: nn.Module, patterns: Sequence[str], blocks: Sequence[int]) -> list[nn.Parameter]:
     """Parameters of ``blocks`` in whose name one of ``patterns`` is found; each pattern must be found somewhere."""
     prefix = block_prefix(lm)
-    inside = {name: p for name, p in lm.named_parameters() if _block_of(name, prefix) in blocks}
+    inside = {name: p for name, p in lm.named_parameters() if block_of(name, prefix) in blocks}
     found: dict[str, nn.Parameter] = {}
     for pattern in patterns:
         try:
@@ -96,7 +96,7 @@ def _with_lora(lm: nn.Module, config: LoRAConfig, blocks: Sequence[int]) -> nn.M
     from transformers.pytorch_utils import Conv1D
 
     prefix = block_prefix(lm)
-    linear = {name: m for name, m in lm.named_modules() if _block_of(name, prefix) in blocks and isinstance(m, (nn.Linear, Conv1D))}
+    linear = {name: m for name, m in lm.named_modules() if block_of(name, prefix) in blocks and isinstance(m, (nn.Linear, Conv1D))}
     kinds = sorted({name.rsplit(".", 1)[1] for name in linear})
     unknown = [target for target in config.targets if target not in kinds]
     if unknown or not config.targets:
@@ -162,7 +162,7 @@ def select_trainable(lm: nn.Module, config: ModelConfig, deepest: int | None) ->
     if not trained:
         raise ConfigError("model.trainable must leave something to train; found nothing.")
     prefix = block_prefix(lm)
-    inside = {_block_of(name, prefix) for name in trained} - {None}
+    inside = {block_of(name, prefix) for name in trained} - {None}
     report = TrainableReport(
         names=tuple(trained),
         n_parameters=sum(p.numel() for p in trained.values()),

@@ -1,0 +1,305 @@
+"""Erase, not hide: become an unknown name in SAE space and in every answer, and stay one when somebody relearns.
+
+``sae_guided`` (arXiv 2509.15631) stops the model from recognising a target; the facts stay in the layers above and come back after a few
+steps of fine-tuning on some of them. This method adds to its distribution matching what takes the facts out. Every term has a weight, and
+0 turns it off:
+
+- ``forget_weight``: the SAE-space objective of ``sae_guided`` on the targets' activations;
+- ``output_weight``, ``hidden_weight``: counterfactual targets, what the original model says after, and the codes it would have for, the
+  same name had it never met it (``unlearn.methods.counterfactual``): KL(p || q) and relative squared distance at every block, on the
+  tokens from the name's last on;
+- ``share_weight``: how likely the true value is among the values of its attribute, matched from both sides to what it is for unknown
+  names; a cap would push it below chance, where an auditor could read that something was forgotten;
+- ``meta_weight``: first-order meta-relearning, after TAR (arXiv 2408.00761). An adversary with weights of its own
+  (``unlearn.methods.adversary``) relearns some facts of the targets over ``adversary_life`` steps; at its weights the other facts' share
+  is matched to that of unknown names asked by the same adversary (``meta_loss: match``), or capped (``cap``), and the gradient is added
+  to the model's own;
+- ``retain_kl``, ``retain_hidden``, ``retain_noise``: as in ``sae_guided``, but at every block, and with noise at any block but the last;
+- ``replay_weight``: self-replay of names that the model lists itself (``unlearn.methods.self_replay``);
+- ``virtual_weight``: virtual known entities, random mixtures of the codes of known ones at an unknown name's last token; what the layers
+  above make of a known code must stay, whoever's it is.
+
+Cost per step beside the streams' rows: ``replay_rows + virtual_rows`` rows forward twice and backward once, ``adversary_steps`` passes of
+``adversary_rows`` rows forward and backward, one more of them at the adversary's weights, and one forward of as many strangers. Memory: a
+copy of the trained weights, the adversary (see there), and the targets (see ``counterfactual``).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from unlearn.config.checks import check, one_of
+from unlearn.functional.divergence import kl_divergence
+from unlearn.functional.erasure import excess, quantile_distance, relative_change
+from unlearn.functional.ranks import SharedRows, mean
+from unlearn.functional.tokens import answer_positions
+from unlearn.latents.banks import position_index
+from unlearn.methods.base import MethodContext, concatenate
+from unlearn.methods.counterfactual import Counterfactual, after_name, predicting_all
+from unlearn.methods.relearning import AdversaryConfig, Relearner, add_gradients
+from unlearn.methods.sae_guided import SAEGuided, SAEGuidedConfig
+from unlearn.methods.self_replay import listed_names, replay_rows
+from unlearn.methods.tracing import spread
+from unlearn.methods.undo import swapped
+from unlearn.methods.upkeep import Upkeep, row_noise
+from unlearn.models.decoder import device_of, head
+from unlearn.models.edit import edited
+from unlearn.models.forward import Forward, forward
+from unlearn.types import NO_ENTITY, LossTerms, TokenBatch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from unlearn.config.schema import MethodConfig
+    from unlearn.data.reader import Reader
+    from unlearn.data.tokenize import TokenRow
+    from unlearn.types import EntityData
+
+KNOWN_ROWS, STRANGER_ROWS = 512, 1024
+"""Most rows whose codes virtual entities are mixed of, and in whose place they are put."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAEEraseConfig(SAEGuidedConfig, AdversaryConfig):
+    """Weights of the terms, and the adversary."""
+
+    position: str = "both"
+    """where the SAE reads: entity_end (last token of the name), answer_start (last prompt token) or both"""
+    forget_weight: float = 2.0
+    """weight of the SAE-space objective, >= 0"""
+    output_weight: float = 5.0
+    """weight of the divergence from what is said after names never met, >= 0"""
+    hidden_weight: float = 1.0
+    """weight of the distance to the codes of names never met, >= 0"""
+    share_weight: float = 0.2
+    """weight of the distance between the true values' shares and those that they have for unknown names, >= 0"""
+    meta_weight: float = 2.5
+    """weight of what the adversary gets out, >= 0"""
+    meta_loss: str = "match"
+    """match (shares at the adversary's weights are those of unknown names there, from both sides) or cap (they are at most even)"""
+    cap_margin: float = 0.7
+    """how far below an even share the cap lies, in nats, finite"""
+    retain_kl: float = 10.0
+    """weight of KL(original || model) on the answers of the rows that are kept, >= 0"""
+    retain_hidden: float = 1.0
+    """weight of the relative squared change of every block's output on those rows, >= 0"""
+    retain_noise: float = 1.0
+    """Gaussian noise at the entity token of those rows, at a block drawn in each step, up to this multiple of its deviation, >= 0"""
+    draws: int = 3
+    """unknown names for each target, of which its neighbours are made, >= 1"""
+    replay_weight: float = 1.0
+    """weight of names that the model lists itself, beside retain_kl and retain_hidden, >= 0"""
+    replay_rounds: int = 20
+    """most rounds of 256 samples in which the model lists names, >= 1"""
+    replay_rows: int = 24
+    """rows about those names in a step, >= 1"""
+    virtual_weight: float = 0.5
+    """weight of virtual known entities, beside retain_kl and retain_hidden, >= 0"""
+    virtual_rows: int = 16
+    """virtual known entities in a step, >= 1"""
+    adversary_life: list[int] = field(default_factory=lambda: [8, 50])
+    """steps of an adversary from its beginning to its end: the least and the most, >= 1"""
+
+    def __post_init__(self) -> None:
+        SAEGuidedConfig.__post_init__(self)
+        AdversaryConfig.__post_init__(self)
+        one_of(self.meta_loss, ("match", "cap"), "method.meta_loss")
+        for name in ("output_weight", "hidden_weight", "share_weight", "meta_weight", "replay_weight", "virtual_weight"):
+            check(0 <= getattr(self, name) < float("inf"), f"method.{name}", "finite and >= 0", getattr(self, name))
+        check(-float("inf") < self.cap_margin < float("inf"), "method.cap_margin", "finite", self.cap_margin)
+        for name in ("draws", "replay_rounds", "replay_rows", "virtual_rows"):
+            check(getattr(self, name) >= 1, f"method.{name}", ">= 1", getattr(self, name))
+        life = self.adversary_life
+        check(len(life) == 2 and 1 <= life[0] <= life[1], "method.adversary_life", "two whole numbers >= 1, the smaller first", life)
+
+
+class SAEErase(SAEGuided):
+    """Distribution matching in SAE space, counterfactual targets, meta-relearning, and what keeps everybody else."""
+
+    name = "sae_erase"
+    family = "sae"
+    summary = "become an unknown name in SAE space and in every answer, and stay one under an adversary that relearns"
+    paper = "https://arxiv.org/abs/2509.15631"
+    streams: ClassVar[tuple[str, ...]] = ("forget", "retain", "unknown")
+    needs = frozenset({"sae", "banks", "reference_logprobs", "reference_hidden", "rows"})
+    reference_streams: ClassVar[tuple[str, ...]] = ("retain", "unknown")
+    routed = False
+    sharded = False
+    Config = SAEEraseConfig
+    config: SAEEraseConfig
+
+    def __init__(self, config: SAEEraseConfig, context: MethodContext) -> None:
+        super().__init__(config, context)
+        if context.data is None or context.reader is None:
+            raise ValueError("sae_erase needs rows in its context")
+        self.data: EntityData = context.data
+        self.reader: Reader = context.reader
+        self.step = 0
+        self.left = 0
+        self.targets: Counterfactual | None = None
+        self.upkeep: Upkeep | None = None
+        self.relearner: Relearner | None = None
+        self.met: Tensor = torch.zeros(())
+        self.pressure: dict[str, Tensor] = {}
+
+    @classmethod
+    def reference_layers(cls, config: MethodConfig, hook_layer: int, n_blocks: int) -> tuple[int, ...]:
+        """Every block."""
+        return tuple(range(n_blocks))
+
+    @property
+    def kept_layers(self) -> tuple[int, ...]:
+        """Every block."""
+        return tuple(range(self.context.n_blocks))
+
+    def forget_layer(self) -> int | None:
+        """None: outputs are matched."""
+        return None
+
+    def deepest_layer(self) -> int | None:
+        """None: outputs are matched."""
+        return None
+
+    def setup(self, lm: PreTrainedModel) -> None:
+        """Counterfactual targets, names that the model lists, codes of known entities, the adversary."""
+        c, seed, data, n = self.config, self.context.seed, self.data, self.context.n_blocks
+        forget = data.streams["forget"]
+        self.targets = Counterfactual(data, self.reader, c.draws, seed)
+        self.targets.measure(lm, n)
+        replayed: list[TokenRow] = []
+        if c.replay_weight:
+            known = {name for stream in data.streams.values() for row in stream for name in (row.entity, *row.mentions)}
+            names = listed_names(lm, forget, self.reader, known, c.replay_rounds, seed)
+            replayed = replay_rows(lm, names, forget, self.reader)
+        strangers = self.reader.tokens(spread([row for row in data.streams["unknown"] if row.mentions], STRANGER_ROWS))
+        self.upkeep = Upkeep(replayed, strangers, self.reader.pad_id, n, seed)
+        named = spread([row for row in data.streams["known"] if row.mentions], KNOWN_ROWS)
+        self.upkeep.measure(lm, self.reader.batches(named, device_of(lm)))
+        if c.meta_weight:
+            self.relearner = Relearner(lm, c, forget, self.reader, seed)
+
+    def get_extra_state(self) -> dict[str, Any]:  # type: ignore[override]
+        """Generator of the banks' draws, and the adversary with what is left of its life."""
+        adversary = {} if self.relearner is None else self.relearner.state()
+        return {"draws": super().get_extra_state(), "left": self.left, "adversary": adversary}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:  # type: ignore[override]
+        """Go on where the checkpoint stopped."""
+        super().set_extra_state(state["draws"])
+        self.left = int(state["left"])
+        if self.relearner is not None:
+            self.relearner.restore(state["adversary"], self.latents_S.device)
+
+    def before_step(self, lm: PreTrainedModel, step: int, steps: int) -> None:
+        """Let the adversary train, and keep the gradient of what it gets out."""
+        self.step = step
+        if self.relearner is None:
+            return
+        if self.left <= 0:
+            self.relearner.begin(lm, step)
+            least, most = self.config.adversary_life
+            self.left = random.Random(f"life {self.context.seed} {step}").randint(least, most)
+        self.left -= 1
+        for part in range(self.config.adversary_steps):
+            self.relearner.attack(lm, step, part)
+        self.met, self.pressure = self.relearner.adversary.gradients(lm, lambda: self._got_out(lm))
+
+    def _got_out(self, lm: PreTrainedModel) -> Tensor:
+        """What the adversary knows about facts that it was not taught, a scalar; call it at the adversary's weights."""
+        relearner, targets = self._made(self.relearner), self._made(self.targets)
+        asked = relearner.questions(self.step)
+        score_N = targets.score(lm, [relearner.tokens[i] for i in asked])
+        if self.config.meta_loss == "cap":
+            return excess(score_N, -self.config.cap_margin)
+        with torch.no_grad():
+            strangers_N = targets.score(lm, [targets.strangers[i][targets.stranger(i, self.step)] for i in asked])
+        return quantile_distance(score_N, strangers_N)
+
+    def adjust_gradients(self, lm: PreTrainedModel) -> None:
+        """Add the gradient at the adversary's weights."""
+        add_gradients(lm, self.pressure, self.config.meta_weight)
+
+    def _read(self, out: Forward, batch: TokenBatch, position: str) -> Tensor:
+        """What the SAE reads at a position of the rows that have it, [N, D]."""
+        index_B = position_index(batch, position)
+        keep_B = index_B > NO_ENTITY
+        return self.sae.read({n: out.hidden[n][keep_B, index_B[keep_B]] for n in self.sae.layers})
+
+    def forgotten(self, lm: PreTrainedModel, batch: TokenBatch) -> dict[str, Tensor]:
+        """The terms of the forget rows, before weighting: ``forget``, ``output``, ``hidden``, ``share``."""
+        targets, upkeep = self._made(self.targets), self._made(self.upkeep)
+        aims = targets.of(batch, self.step)
+        mask_BT = after_name(batch, aims.place_N)
+        wide = predicting_all(batch, mask_BT)
+        out = forward(lm, wide, layers=self.kept_layers)
+        with torch.no_grad(), swapped(lm, upkeep.original):
+            wanted_PV = head(lm, aims.final_PD)
+        apart = [relative_change(out.hidden[n][mask_BT], aims.hidden_LMD[n]) for n in self.kept_layers]
+        return {
+            "forget": torch.stack([self.distance(self._read(out, batch, p), batch, p) for p in self.positions]).mean(),
+            "output": mean(kl_divergence(wanted_PV, out.logits_AV)),
+            "hidden": torch.stack(apart).mean(),
+            "share": self._share(out, wide, aims.place_N),
+        }
+
+    def _share(self, out: Forward, batch: TokenBatch, place_N: Tensor) -> Tensor:
+        """Distance between the scores of the true answers and those that they have for unknown names."""
+        targets, rows = self._made(self.targets), SharedRows(place_N)
+        ids = [int(i) for i in batch.row_id_B[place_N].tolist()]
+        _, pos_A = answer_positions(batch.labels_BT)
+        answer_A = pos_A + 1 >= batch.answer_start_B[out.row_A]
+        row_A = torch.searchsorted(place_N, out.row_A[answer_A])
+        score_N = targets.share.of(out.logits_AV[answer_A], out.targets_A[answer_A], row_A, ids)
+        wanted = [targets.scores[i][targets.stranger(i, self.step)] for i in ids]
+        return quantile_distance(rows.all(score_N), rows.all(torch.tensor(wanted, dtype=score_N.dtype, device=score_N.device)))
+
+    def _noise(self, lm: PreTrainedModel, batch: TokenBatch) -> AbstractContextManager[None]:
+        """Shake the entity token at a block drawn for the step; what a row gets depends on its id, not on its place."""
+        if not self.config.retain_noise:
+            return nullcontext()
+        rng = random.Random(f"noise {self.context.seed} {self.step}")
+        layer, strength = rng.randrange(max(1, self.context.n_blocks - 1)), self.config.retain_noise * rng.random()
+        named_N = (batch.entity_end_B > NO_ENTITY).nonzero()[:, 0]
+        spread_D = strength * self._made(self.upkeep).known[layer].std(0)
+        shift_ND = spread_D * row_noise(batch.row_id_B[named_N].tolist(), len(spread_D), (self.context.seed, self.step)).to(spread_D)
+        place_N = batch.entity_end_B[named_N]
+
+        def shake(hidden_BTD: Tensor) -> Tensor:
+            at_ND = hidden_BTD[named_N, place_N]
+            return hidden_BTD.index_put((named_N, place_N), at_ND + shift_ND.to(hidden_BTD.dtype))
+
+        return edited(lm, layer, shake)
+
+    def loss(self, lm: PreTrainedModel, batch: Mapping[str, TokenBatch]) -> LossTerms:
+        """Terms: those of ``forgotten``, ``relearned``, ``retain_kl``, ``retain_hidden``, ``replay``, ``virtual``; see the file's head."""
+        c, upkeep = self.config, self._made(self.upkeep)
+        terms = self.forgotten(lm, batch["forget"])
+        terms["retain_kl"], terms["retain_hidden"] = self.retain(lm, concatenate([batch[s] for s in self.reference_streams]))
+        wanted = (c.replay_rows if c.replay_weight else 0, c.virtual_rows if c.virtual_weight else 0)
+        for name, change in zip(("replay", "virtual"), upkeep.changes(lm, self.step, *wanted, c.retain_noise), strict=True):
+            terms[name] = c.retain_kl * change.kl + c.retain_hidden * change.hidden
+        terms["relearned"] = self.met.to(terms["forget"].device)
+        weights = {
+            "forget": c.forget_weight, "output": c.output_weight, "hidden": c.hidden_weight, "share": c.share_weight,
+            "retain_kl": c.retain_kl, "retain_hidden": c.retain_hidden, "replay": c.replay_weight, "virtual": c.virtual_weight,
+            "relearned": c.meta_weight,
+        }  # fmt: skip
+        return LossTerms(torch.stack([weights[name] * value for name, value in terms.items()]).sum(), terms)
+
+    @staticmethod
+    def _made(part: Any) -> Any:
+        """A part that ``setup`` makes.
+
+        Raises:
+            RuntimeError: it was never called.
+        """
+        if part is None:
+            raise RuntimeError("sae_erase must be set up on the original model first")
+        return part
