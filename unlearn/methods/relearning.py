@@ -10,7 +10,7 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from unlearn.config.checks import check, one_of
 from unlearn.config.schema import MethodConfig
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from unlearn.data.reader import Reader
     from unlearn.types import Row
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,3 +152,14 @@ def add_gradients(lm: PreTrainedModel, gradients: Mapping[str, Tensor], weight: 
         if p.requires_grad and name in gradients:
             change = (weight * gradients[name]).to(p.dtype)
             p.grad = change if p.grad is None else p.grad.add_(change)
+
+
+def made(part: Made | None) -> Made:
+    """A part of a method that its ``setup`` makes.
+
+    Raises:
+        RuntimeError: it was never called.
+    """
+    if part is None:
+        raise RuntimeError("the method must be set up on the original model first")
+    return part

@@ -43,7 +43,7 @@ from unlearn.functional.tokens import answer_positions
 from unlearn.latents.banks import position_index
 from unlearn.methods.base import MethodContext, concatenate
 from unlearn.methods.counterfactual import Counterfactual, after_name, predicting_all
-from unlearn.methods.relearning import AdversaryConfig, Relearner, add_gradients
+from unlearn.methods.relearning import AdversaryConfig, Relearner, add_gradients, made
 from unlearn.methods.sae_guided import SAEGuided, SAEGuidedConfig
 from unlearn.methods.self_replay import listed_names, replay_rows
 from unlearn.methods.tracing import spread
@@ -213,7 +213,7 @@ class SAEErase(SAEGuided):
 
     def _got_out(self, lm: PreTrainedModel) -> Tensor:
         """What the adversary knows about facts that it was not taught, a scalar; call it at the adversary's weights."""
-        relearner, targets = self._made(self.relearner), self._made(self.targets)
+        relearner, targets = made(self.relearner), made(self.targets)
         asked = relearner.questions(self.step)
         score_N = targets.score(lm, [relearner.tokens[i] for i in asked])
         if self.config.meta_loss == "cap":
@@ -234,7 +234,7 @@ class SAEErase(SAEGuided):
 
     def forgotten(self, lm: PreTrainedModel, batch: TokenBatch) -> dict[str, Tensor]:
         """The terms of the forget rows, before weighting: ``forget``, ``output``, ``hidden``, ``share``."""
-        targets, upkeep = self._made(self.targets), self._made(self.upkeep)
+        targets, upkeep = made(self.targets), made(self.upkeep)
         aims = targets.of(batch, self.step)
         mask_BT = after_name(batch, aims.place_N)
         wide = predicting_all(batch, mask_BT)
@@ -251,7 +251,7 @@ class SAEErase(SAEGuided):
 
     def _share(self, out: Forward, batch: TokenBatch, place_N: Tensor) -> Tensor:
         """Distance between the scores of the true answers and those that they have for unknown names."""
-        targets, rows = self._made(self.targets), SharedRows(place_N)
+        targets, rows = made(self.targets), SharedRows(place_N)
         ids = [int(i) for i in batch.row_id_B[place_N].tolist()]
         _, pos_A = answer_positions(batch.labels_BT)
         answer_A = pos_A + 1 >= batch.answer_start_B[out.row_A]
@@ -267,7 +267,7 @@ class SAEErase(SAEGuided):
         rng = random.Random(f"noise {self.context.seed} {self.step}")
         layer, strength = rng.randrange(max(1, self.context.n_blocks - 1)), self.config.retain_noise * rng.random()
         named_N = (batch.entity_end_B > NO_ENTITY).nonzero()[:, 0]
-        spread_D = strength * self._made(self.upkeep).known[layer].std(0)
+        spread_D = strength * made(self.upkeep).known[layer].std(0)
         shift_ND = spread_D * row_noise(batch.row_id_B[named_N].tolist(), len(spread_D), (self.context.seed, self.step)).to(spread_D)
         place_N = batch.entity_end_B[named_N]
 
@@ -279,7 +279,7 @@ class SAEErase(SAEGuided):
 
     def loss(self, lm: PreTrainedModel, batch: Mapping[str, TokenBatch]) -> LossTerms:
         """Terms: those of ``forgotten``, ``relearned``, ``retain_kl``, ``retain_hidden``, ``replay``, ``virtual``; see the file's head."""
-        c, upkeep = self.config, self._made(self.upkeep)
+        c, upkeep = self.config, made(self.upkeep)
         terms = self.forgotten(lm, batch["forget"])
         terms["retain_kl"], terms["retain_hidden"] = self.retain(lm, concatenate([batch[s] for s in self.reference_streams]))
         wanted = (c.replay_rows if c.replay_weight else 0, c.virtual_rows if c.virtual_weight else 0)
@@ -292,14 +292,3 @@ class SAEErase(SAEGuided):
             "relearned": c.meta_weight,
         }  # fmt: skip
         return LossTerms(torch.stack([weights[name] * value for name, value in terms.items()]).sum(), terms)
-
-    @staticmethod
-    def _made(part: Any) -> Any:
-        """A part that ``setup`` makes.
-
-        Raises:
-            RuntimeError: it was never called.
-        """
-        if part is None:
-            raise RuntimeError("sae_erase must be set up on the original model first")
-        return part

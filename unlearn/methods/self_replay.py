@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unlearn.data.entities import find_mention, swap_name
 from unlearn.data.tokenize import TokenRow
@@ -67,7 +67,7 @@ def listed_names(
         lm: the original model.
         rows: forget rows; the beginnings of their questions are used.
         reader: for the tokenizer and the prompt format.
-        known: names that are in the losses already, or must not be kept.
+        known: names that are in the losses already, or must not be kept; others are expected to be no longer than they.
         rounds: most rounds of ``ROUND`` samples.
         seed: of the samples.
     """
@@ -76,16 +76,14 @@ def listed_names(
     if not starts or not words:
         return ()
     tokenizer, texts = reader.tokenizer, list(starts)
-    room = max(len(tokenizer(f" {row.mentions[0]}", add_special_tokens=False)["input_ids"]) for row in rows if row.mentions)
-    longest = max(len(tokenizer(f" {end}", add_special_tokens=False)["input_ids"]) for ends in starts.values() for end in ends)
+    names = [*known, *(row.mentions[0] for row in rows if row.mentions)]
+    room = _longest(tokenizer, names) + _longest(tokenizer, [end for ends in starts.values() for end in ends]) + 1
     front = [] if tokenizer.bos_token_id is None else [int(tokenizer.bos_token_id)]
     prompts = [front + tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
     found: dict[str, None] = {}
     for number in range(rounds):
         asked = [i % len(texts) for i in range(ROUND)]
-        said = generate(
-            lm, tokenizer, [prompts[i] for i in asked], room + longest + 2, batch_size=ROUND, temperature=1.0, seed=seed + number
-        )
+        said = generate(lm, tokenizer, [prompts[i] for i in asked], room, batch_size=ROUND, temperature=1.0, seed=seed + number)
         new = {
             named(tokenizer.decode(ids, skip_special_tokens=True), starts[texts[i]], words): None
             for i, ids in zip(asked, said, strict=True)
@@ -95,6 +93,11 @@ def listed_names(
         if len(fresh) < LEAST_NEW * ROUND:
             break
     return tuple(found)
+
+
+def _longest(tokenizer: Any, texts: Sequence[str]) -> int:
+    """Tokens of the longest of some texts."""
+    return max(map(len, tokenizer([f" {text}" for text in texts], add_special_tokens=False)["input_ids"]))
 
 
 def replay_rows(lm: PreTrainedModel, names: Sequence[str], rows: Sequence[Row], reader: Reader) -> list[TokenRow]:

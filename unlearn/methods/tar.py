@@ -30,7 +30,7 @@ from unlearn.functional.erasure import negative_entropy, relative_change
 from unlearn.functional.ranks import mean
 from unlearn.functional.tokens import token_nll
 from unlearn.methods.base import Method, MethodContext
-from unlearn.methods.relearning import AdversaryConfig, Relearner, add_gradients
+from unlearn.methods.relearning import AdversaryConfig, Relearner, add_gradients, made
 from unlearn.models.decoder import device_of
 from unlearn.models.forward import forward
 from unlearn.types import LossTerms, TokenBatch
@@ -118,9 +118,7 @@ class TAR(Method):
 
     def before_step(self, lm: PreTrainedModel, step: int, steps: int) -> None:
         """Let an adversary train, and average the gradients of the loss on its way."""
-        c, relearner = self.config, self.relearner
-        if relearner is None:
-            raise RuntimeError("tar must be set up on the original model first")
+        c, relearner = self.config, made(self.relearner)
         relearner.begin(lm, step)
         batch = relearner.batch(relearner.questions(step), device_of(lm))
 
