@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -36,6 +37,10 @@ FREE = {
 
 def _is_meta(value: Any) -> bool:
     return isinstance(value, Tensor) and value.device == META
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _on_meta(value: Any) -> Any:
@@ -142,6 +147,7 @@ class Shadow(TorchDispatchMode):
         given = {id(a.untyped_storage()) for a in tree_iter((args, kwargs)) if isinstance(a, Tensor)}
         if made and any(_is_meta(o) and not o.is_floating_point() for o in tree_iter(out)):
             out = func(*args, **{**kwargs, "device": CPU})
+        out = tree_map(lambda o: _on_meta(o) if _is_float(o) and o.dim() and id(o.untyped_storage()) not in given else o, out)
         for tensor in tree_iter(out):
             if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in given:
                 self._count(tensor)
@@ -156,7 +162,7 @@ class Shadow(TorchDispatchMode):
         out = func(source, **kwargs)
         if not dtype.is_floating_point:
             out = _real(out)
-        elif device is not None and torch.device(device) == META:
+        elif out.dim() or (device is not None and torch.device(device) == META):
             out = _on_meta(out)
         self._count(out)
         self._charge(func, args, kwargs, out)
@@ -191,9 +197,10 @@ MIXED = {
 
 
 class Kernels(TorchFunctionMode):
-    """Attention as fused kernels do it, and autocast, which knows nothing of the meta device.
+    """Attention as fused kernels do it, lists of numbers that are not there, and autocast, which knows nothing of the meta device.
 
-    ``mixed``: the lower precision of a mixed-precision trainer; casts of weights are kept until ``forget``, as autocast keeps them.
+    ``mixed``: the lower precision of a mixed-precision trainer, used wherever autocast is on for the CPU; casts of weights are kept until
+    ``forget``, as autocast keeps them.
     """
 
     def __init__(self, mixed: torch.dtype | None = None) -> None:
@@ -216,7 +223,10 @@ class Kernels(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = dict(kwargs or {})
-        if self.mixed is not None and func in MIXED:
+        if func in (Tensor.tolist, Tensor.numpy) and _is_meta(args[0]):
+            made = np.ones(tuple(args[0].shape), np.float32)
+            return made.tolist() if func is Tensor.tolist else made
+        if self.mixed is not None and func in MIXED and torch.is_autocast_enabled("cpu"):
             args, kwargs = tree_map(self._cast, (args, kwargs))
         if func is torch.nn.functional.scaled_dot_product_attention and _is_meta(args[0]):
             return _fused(*args, **kwargs)

@@ -59,8 +59,8 @@ def _layer_of(sae: Any) -> int:
 
 
 def _full_precision(device: torch.device) -> Any:
-    """A context without autocast."""
-    return torch.autocast(device_type=device.type, enabled=False)
+    """A context without autocast; shapes on the meta device take the CPU's."""
+    return torch.autocast(device_type="cpu" if device.type == "meta" else device.type, enabled=False)
 
 
 class FrozenSAE(nn.Module):

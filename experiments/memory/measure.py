@@ -1,0 +1,278 @@
+"""Peak memory and time of real training steps, beside what was estimated from shapes alone.
+
+    python experiments/memory/measure.py            # every case, each in a process of its own; writes results/memory.json
+    python experiments/memory/measure.py NAME...    # some
+
+A case is an architecture with random weights, a mode of training and a method on rows of made-up words, trained by Lightning's Trainer as
+a run is. *Measured* is what PyTorch's allocator has given out at its peak (its own record, through the profiler); *resident* is how far the
+resident memory of the process rises over what it is before models are made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+STEPS = 3
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Case:
+    """``model``: name in ``MODELS``; ``words``: keys of the configuration; rows of a batch and tokens of a row; devices."""
+
+    model: str
+    words: tuple[str, ...]
+    rows: int = 8
+    tokens: int = 96
+    answer: int = 24
+    world: int = 1
+    sae: tuple[str, int] | None = None
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def model_config(name: str, **options: Any) -> Any:
+    """Hugging Face configuration of a small model of a true architecture."""
+    from transformers import Gemma2Config, GPT2Config, LlamaConfig
+
+    common = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+    wide = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 2}
+    if name == "gpt2":
+        quiet = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        return GPT2Config(vocab_size=4096, n_embd=256, n_layer=6, n_head=8, n_positions=512, **{**common, **quiet, **options})
+    if name == "gemma2":
+        own = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64, "attn_implementation": "eager"}
+        return Gemma2Config(vocab_size=4096, max_position_embeddings=512, **{**common, **wide, **own, **options})
+    return LlamaConfig(vocab_size=4096, max_position_embeddings=512, **{**common, **wide, **options})
+
+
+CASES: dict[str, Case] = {
+    "llama_blocks_sae_guided": Case("llama", ("method.name=sae_guided",), sae=("topk", 4096)),
+    "llama_full_grad_diff": Case("llama", ("method.name=grad_diff", "model.trainable.mode=full")),
+    "llama_lora_npo": Case("llama", ("method.name=npo", "model.trainable.mode=lora", "model.lora.rank=8")),
+    "llama_lora_sae_guided_bf16": Case(
+        "llama", ("method.name=sae_guided", "model.trainable.mode=lora", "model.dtype=bfloat16"), sae=("jumprelu", 4096)
+    ),
+    "llama_modules_rmu": Case("llama", ("method.name=rmu",), rows=16),
+    "llama_blocks_mixed": Case("llama", ("method.name=grad_diff", "trainer.precision=bf16-mixed")),
+    "llama_accumulate": Case("llama", ("method.name=grad_diff", "model.trainable.mode=full", "trainer.accumulate=2"), rows=4),
+    "llama_long_rows": Case("llama", ("method.name=grad_diff",), rows=2, tokens=384),
+    "gemma2_blocks_sae_guided": Case("gemma2", ("method.name=sae_guided",), sae=("jumprelu", 8192)),
+    "gemma2_full_kl": Case("gemma2", ("method.name=kl_min", "model.trainable.mode=full")),
+    "gemma2_lora_sae_guided": Case("gemma2", ("method.name=sae_guided", "model.trainable.mode=lora"), sae=("jumprelu", 8192)),
+    "gemma2_early_exit": Case("gemma2", ("method.name=rmu", "method.layer=2"), rows=16),
+    "gpt2_blocks_sae_guided": Case("gpt2", ("method.name=sae_guided",), sae=("standard", 4096)),
+    "gpt2_full_dpo": Case("gpt2", ("method.name=dpo", "model.trainable.mode=full")),
+    "gpt2_modules_grad_diff": Case("gpt2", ("method.name=grad_diff", "model.trainable.mode=modules", "model.trainable.modules=[mlp]")),
+    "llama_wrapper_lat": Case("llama", ("method.name=lat", "method.inner.name=npo")),
+    "llama_crisp": Case("llama", ("method.name=crisp",), sae=("topk", 4096)),
+}
+
+
+def configuration(case: Case) -> Any:
+    """The run of a case."""
+    from unlearn.config.load import load_config
+    from unlearn.config.plugins import plugin_schemas
+
+    batch = {s: case.rows for s in ("forget", "retain", "known", "unknown")}
+    accumulate = next((int(w.split("=")[1]) for w in case.words if w.startswith("trainer.accumulate=")), 1)
+    base = {
+        "name": "memory",
+        "data": {"source": "world", "batch": {s: n * case.world * accumulate for s, n in batch.items()}},
+        "optim": {"steps": STEPS},
+        "trainer": {"accelerator": "cpu", "progress_bar": False},
+        "latents": {"bank_rows": 64},
+        "evaluation": {"batch_size": case.rows},
+    }
+    return load_config(base, case.words, plugin_schemas())
+
+
+def _sizes(case: Case) -> dict[str, Any]:
+    from unlearn.estimate.stand_in import Size
+
+    return {s: Size(rows=case.rows, tokens=case.tokens, answer=case.answer) for s in ("forget", "retain", "known", "unknown")}
+
+
+def estimated(case: Case) -> Any:
+    """``unlearn.estimate.memory.estimate`` of a case."""
+    from unlearn.estimate.memory import estimate
+    from unlearn.estimate.stand_in import Size, blank_sae
+
+    lm_config = model_config(case.model, **case.model_options)
+    layer = lm_config.num_hidden_layers // 2
+    sae = None if case.sae is None else blank_sae(lm_config.hidden_size, case.sae[1], case.sae[0], layer)
+    size = Size(rows=0, tokens=case.tokens, answer=case.answer)
+    return estimate(configuration(case), lm_config, sae=sae, world=case.world, size=size)
+
+
+def _objects(case: Case, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """The module of a case, with real (random) weights, banks and references, and its batches."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from unlearn.assembly import select_weights
+    from unlearn.estimate.stand_in import batches_of, blank_sae, data_of, reader_of
+    from unlearn.latents.banks import build_banks
+    from unlearn.latents.selection import select_latents
+    from unlearn.methods.base import MethodContext
+    from unlearn.models.reference import ReferenceStore
+    from unlearn.models.sae import FrozenSAE
+    from unlearn.module import UnlearningModule
+    from unlearn.registry import find
+    from unlearn.types import NO_ENTITY
+
+    config, lm_config = configuration(case), model_config(case.model, **case.model_options)
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(lm_config, dtype=getattr(torch, config.model.dtype)).requires_grad_(False).eval()
+    data = data_of(_sizes(case))
+    reader = reader_of(512, case.rows)
+    batches = batches_of(data, reader)
+    layer, sae, banks, selection = lm_config.num_hidden_layers // 2, None, None, None
+    if case.sae is not None:
+        shape = blank_sae(lm_config.hidden_size, case.sae[1], case.sae[0], layer)
+        made = shape.sae.to_empty(device="cpu")
+        for parameter in made.parameters():
+            parameter.data = 0.05 * torch.randn(parameter.shape)
+        sae = FrozenSAE(made, layer)
+        sides = [[batches[s]] for s in ("known", "unknown", "forget")]
+        banks = build_banks(lm, *sides, sae)  # type: ignore[arg-type]
+        selection = select_latents(sae, banks, config.latents, config.seed)
+    cls = find("method", config.method.name).load()
+    needed = cls.reference_layers(config.method, layer, lm_config.num_hidden_layers)
+    reference = ReferenceStore.build(lm, list(batches.values()), layers=tuple({layer, *needed}), path=folder / "reference")
+    context = MethodContext(
+        n_blocks=lm_config.num_hidden_layers, hook_layer=layer, sae=sae, banks=banks, selection=selection,
+        reference=reference, data=data, reader=reader, seed=config.seed,
+    )  # fmt: skip
+    method = cls(config.method, context.only(cls.required(config.method)))
+    lm, _ = select_weights(lm, method, config.model)
+    method.setup(lm)
+    assert all((b.entity_end_B > NO_ENTITY).all() for b in batches.values())
+    return UnlearningModule(lm, method, config.optim), batches
+
+
+def live_bytes(*modules: Any) -> int:
+    """Bytes of the tensors that modules hold, each storage once."""
+    found: dict[int, int] = {}
+    for module in modules:
+        for tensor in (*module.parameters(), *module.buffers()):
+            found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(found.values())
+
+
+def measured(case: Case, folder: Path, steps: int = STEPS) -> dict[str, Any]:
+    """Peak memory in bytes, and seconds and CPU seconds of a step, of real training in this process."""
+    import torch
+    from lightning.pytorch import Callback
+    from torch.profiler import ProfilerActivity, profile
+
+    from unlearn.callbacks.cost import PeakMemory
+    from unlearn.launch import make_trainer, trainer_settings
+
+    import sae_lens  # noqa: F401  what is imported later would count as resident memory
+    import transformers.models.auto.modeling_auto  # noqa: F401
+
+    torch.set_num_threads(1)
+    memory = PeakMemory()
+    memory.settle()
+    memory.start()
+    module, batches = _objects(case, folder)
+    memory.settle()
+    config = configuration(case)
+    sae = [module.method.context.sae.sae] if module.method.context.sae is not None else []
+    held = live_bytes(module.lm, module.method, *sae)
+
+    class Clock(Callback):
+        seconds: list[float] = []
+        cpu: list[float] = []
+
+        def on_train_batch_start(self, *args: Any) -> None:
+            self.seconds.append(-time.perf_counter())
+            self.cpu.append(-time.process_time())
+
+        def on_train_batch_end(self, *args: Any) -> None:
+            self.seconds[-1] += time.perf_counter()
+            self.cpu[-1] += time.process_time()
+
+    def fit(count: int, callbacks: list[Callback]) -> None:
+        active = {s: batches[s] for s in module.method.streams_of(module.method.config)}
+        loader = torch.utils.data.DataLoader([active] * (count * config.trainer.accumulate), batch_size=None)  # type: ignore[arg-type]
+        trainer = make_trainer(config.trainer, config.optim, callbacks, [], trainer_settings(config.trainer))
+        trainer.fit_loop.epoch_loop.max_steps = count
+        trainer.fit(module, loader)
+
+    before = memory.before
+    memory.start()
+    clock = Clock()
+    fit(steps, [clock])
+    risen = (memory.stop() - before) * MIB
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        fit(2, [])
+    events = sorted((e.start_ns(), e.nbytes()) for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]")
+    total = peak = 0
+    for _, size in events:
+        total += size
+        peak = max(peak, total)
+    seconds, cpu = clock.seconds[1:] or clock.seconds, clock.cpu[1:] or clock.cpu
+    return {
+        "peak": held + peak, "resident": risen, "held": held,
+        "micro_seconds": statistics.median(seconds), "micro_cpu_seconds": statistics.median(cpu),
+    }  # fmt: skip
+
+
+def compare(name: str) -> dict[str, Any]:
+    """One case, measured and estimated in this process."""
+    from unlearn.estimate.speed import Rates, step_seconds
+
+    case = CASES[name]
+    with tempfile.TemporaryDirectory() as folder:
+        found = measured(case, Path(folder))
+    rates = Rates.measure("cpu", configuration(case).model.dtype, time.process_time)
+    guess = estimated(case)
+    accumulate = configuration(case).trainer.accumulate
+    return {
+        "measured_mib": found["peak"] / MIB,
+        "resident_mib": found["resident"] / MIB,
+        "estimated_mib": guess.rehearsal.peak / MIB,
+        "error": guess.rehearsal.peak / found["peak"] - 1,
+        "parts_mib": {k: v / MIB for k, v in guess.device.items() if v},
+        "step_cpu_seconds": found["micro_cpu_seconds"] * accumulate,
+        "estimated_seconds": step_seconds(guess.rehearsal, rates),
+        "time_error": step_seconds(guess.rehearsal, rates) / (found["micro_cpu_seconds"] * accumulate) - 1,
+    }
+
+
+def main(names: Sequence[str]) -> None:
+    """Every case in a process of its own, in which freed memory goes back to the system."""
+    quiet = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "OMP_NUM_THREADS": "1"}
+    file = HERE / "results" / "memory.json"
+    results = json.loads(file.read_text(encoding="utf-8")) if names and file.is_file() else {}
+    for name in names or CASES:
+        code = f"import json; from measure import compare; print('RESULT' + json.dumps(compare({name!r})))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **quiet}, cwd=HERE)
+        line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT")), None)
+        if line is None:
+            raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+        results[name] = json.loads(line.removeprefix("RESULT"))
+        r = results[name]
+        print(
+            f"{name:30} measured {r['measured_mib']:7.1f}  resident {r['resident_mib']:7.1f}  estimated {r['estimated_mib']:7.1f} MiB  "
+            f"{r['error']:+7.1%}   step {r['step_cpu_seconds']:.2f} s, estimated {r['estimated_seconds']:.2f} s {r['time_error']:+7.1%}",
+            flush=True,
+        )
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
