@@ -40,7 +40,7 @@ LAYERS = (
     ("sharding",),
     ("launch",),
     ("assembly",),
-    ("restore", "collect", "label"),
+    ("restore", "collect", "label", "estimate"),
     ("subject",),
     ("measuring", "attack_files", "export_files", "exported"),
     ("run", "benchmark", "attack", "export", "talk"),

@@ -215,11 +215,25 @@ def list_command(
 
 
 @app.command("doctor")
-def doctor_command(words: Words = None) -> None:
-    """Check this machine, and with a configuration also its data and models."""
-    from unlearn.cli.doctor import examine
+def doctor_command(
+    words: Words = None,
+    label_entities: Annotated[
+        bool, typer.Option("--label-entities", help="Also ask the model which of the source's names it knows.")
+    ] = False,
+    labels: Annotated[Path, typer.Option(metavar="FILE", help="With --label-entities: where the labels go.")] = Path("labels.json"),
+    quick: Annotated[bool, typer.Option("--quick", help="Load no weights: leave the SAE's hook-point check to the run.")] = False,
+    gpu_memory: Annotated[float | None, typer.Option(metavar="GB", help="Would it fit on a GPU with so much memory?")] = None,
+    devices: Annotated[int | None, typer.Option(metavar="N", help="Count on so many devices over all nodes.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Findings and numbers for programs.")] = False,
+) -> None:
+    """Check this machine; with a configuration also its data, models, memory, time and the power of its tests.
 
-    raise typer.Exit(examine(words or []))
+    Every finding is ok, warn or fail, with what to do about it; the exit status is 1 when a run would fail. Nothing is trained or written.
+    """
+    from unlearn.cli.doctor import Wishes, examine
+
+    label = labels if label_entities else None
+    raise typer.Exit(examine(words or [], Wishes(quick=quick, gpu_memory=gpu_memory, devices=devices, label=label, as_json=as_json)))
 
 
 @app.command("collect")

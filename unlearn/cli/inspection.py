@@ -5,27 +5,40 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from unlearn.assembly import cache_folder, check_routed
+from unlearn.cli.anchors import power
 from unlearn.cli.arguments import load
-from unlearn.cli.doctor import Check, Finding
+from unlearn.cli.doctor import Check, Finding, Wishes
+from unlearn.cli.forecast import forecast, shares
+from unlearn.cli.pieces import Pieces
+from unlearn.cli.weights import hook_point, labels
 from unlearn.config.schema import RunConfig
 from unlearn.errors import ModelError, UnlearnError, did_you_mean
 from unlearn.registry import find
 from unlearn.types import STREAMS
 
-if TYPE_CHECKING:
-    from unlearn.data.sources.base import Source
+REMEDIES = {
+    "config": "`unlearn run --help-config method=NAME source=NAME` explains every key",
+    "model": "download it once with network access (hf download ID), or set model.path to a folder; HF_HUB_OFFLINE=1 then uses the cache",
+    "sae": "sae.release and sae.sae_id name a public SAE, sae.path a SAELens folder; the first run with network access fetches it",
+    "hook point": "take the SAE that was trained on this model and layer (sae.layer), or raise sae.max_fvu if you know why it fits badly",
+    "packages": "pip install -c constraints.txt -e . installs the tested versions",
+    "disk": "free some space, or set `out` and `cache` (UNLEARN_CACHE) to another disk",
+    "memory": "the estimate itself failed, so the run may too: run it once with optim.steps=1",
+}
+"""What to do when a check breaks off."""
 
 
 class Inspection:
     """The runs that ``words`` describe, empty if they describe none, and the checks of them."""
 
-    def __init__(self, words: Sequence[str]) -> None:
-        self.words = words
+    def __init__(self, words: Sequence[str], wishes: Wishes = Wishes()) -> None:  # noqa: B008 a frozen default
+        self.words, self.wishes = words, wishes
         self.runs: list[RunConfig] = []
         if words:
             with suppress(UnlearnError):  # reported by ``valid``
@@ -36,23 +49,51 @@ class Inspection:
         found: list[tuple[str, Check]] = [("config", self.valid)]
         seen: list[tuple[str, Any]] = []
         for run in self.runs:
+            pieces = Pieces(run)
+            place = (run.data, run.model)
             parts: list[tuple[str, Any, Check]] = [
                 ("trainer", run.trainer, partial(_trainer, run)),
-                ("data", (run.data, run.seed), partial(_data, run)),
-                ("model", (run.data, run.model), partial(_model, run)),
-                ("sae", (run.data, run.model, run.sae), partial(_sae, run)),
+                ("data", (run.data, run.seed), partial(_data, pieces)),
+                ("power", (run.data, run.evaluation, run.seed), partial(power, pieces)),
+                ("batch", (run.data, run.trainer, run.method.name), partial(_batch, pieces, self.wishes.devices)),
+                ("model", place, partial(_model, pieces)),
+                ("sae", (*place, run.sae), partial(_sae, pieces)),
+                ("memory", replace(run, name=""), partial(forecast, pieces, self.wishes.gpu_memory, self.wishes.devices)),
             ]
+            if not self.wishes.quick:
+                parts.insert(6, ("hook point", (*place, run.sae), partial(hook_point, pieces)))
+            if self.wishes.label is not None:
+                parts.append(("labels", place, partial(labels, run, self.wishes.label)))
             for what, key, check in parts:
                 if (what, key) not in seen:
                     seen.append((what, key))
-                    found.append((what, check))
+                    named = what in ("batch", "memory") and len(self.runs) > 1
+                    found.append((what, partial(_named, run.name, check) if named else check))
         return found
+
+    def remedy(self, what: str) -> str:
+        """What to do when the check ``what`` breaks off."""
+        if what == "data":
+            known = dict.fromkeys(_public(run) for run in self.runs)
+            return "; ".join(text for text in known if text)
+        return REMEDIES.get(what, "")
 
     def valid(self) -> Iterator[Finding]:
         """Load again, so that what is wrong is reported here."""
         runs = load(self.words)
         names = ", ".join(run.name for run in runs[:3]) + (", ..." if len(runs) > 3 else "")
         yield Finding("ok", "config", f"{len(runs)} run{'s' * (len(runs) > 1)}: {names}")
+
+
+def _named(name: str, check: Check) -> Iterator[Finding]:
+    """The findings of a check that concerns one run of several."""
+    yield from (replace(finding, text=f"{name}: {finding.text}") for finding in check())
+
+
+def _public(run: RunConfig) -> str:
+    """Where the rows of a source can be had."""
+    address = Pieces(run).source.where()
+    return f"{run.data.source} is public at {address}: download its files and set data.root" if address else ""
 
 
 def _trainer(run: RunConfig) -> Iterator[Finding]:
@@ -69,16 +110,10 @@ def _trainer(run: RunConfig) -> Iterator[Finding]:
         yield Finding("ok", "trainer", ", ".join(f"{key} {value}" for key, value in settings.items()))
 
 
-def _source(run: RunConfig) -> Source:
-    cls: Any = find("source", run.data.source, "data.source").load()
-    source: Source = cls(run.data, seed=run.seed, cache=cache_folder(run))
-    return source
-
-
-def _data(run: RunConfig) -> Iterator[Finding]:
+def _data(pieces: Pieces) -> Iterator[Finding]:
     from unlearn.data.checks import check_streams
 
-    data = _source(run).load()
+    run, data = pieces.run, pieces.data
     check_streams(data)
     streams = ", ".join(f"{name} {len(data.streams[name])}" for name in STREAMS)
     yield Finding("ok", "data", f"{run.data.source}: rows of {streams}; measured on {', '.join(data.evaluation)}")
@@ -86,27 +121,37 @@ def _data(run: RunConfig) -> Iterator[Finding]:
         wanted = getattr(run.data.batch, name)
         if wanted > len(data.streams[name]):
             text = f"data.batch.{name} is {wanted}, more than the {len(data.streams[name])} rows of the stream: a step sees rows twice."
-            yield Finding("warn", "data", text)
+            yield Finding("warn", "data", text, f"data.batch.{name}={len(data.streams[name])}")
 
 
-def _model(run: RunConfig) -> Iterator[Finding]:
-    if run.model.path is None:
+def _batch(pieces: Pieces, devices: int | None) -> Iterator[Finding]:
+    run = pieces.run
+    yield from shares(run, pieces.method.streams_of(run.method) if run.optim.steps else (), devices)
+
+
+def _model(pieces: Pieces) -> Iterator[Finding]:
+    run = pieces.run
+    if run.model.path is None and pieces.assets is None:
         yield _brought(run, "model", "model.path")
-    else:
-        lm = _lm(run)
-        yield Finding("ok", "model", f"{run.model.path}: {lm.model_type}, {lm.num_hidden_layers} blocks of width {lm.hidden_size}")
+        return
+    lm, tokenizer = pieces.lm_config.get_text_config(), pieces.tokenizer
+    if not tokenizer.is_fast:
+        yield Finding("fail", "model", f"the tokenizer must be a fast one; found {type(tokenizer).__name__}.", "set model.tokenizer")
+    place = run.model.path or f"of the source {run.data.source}"
+    yield Finding("ok", "model", f"{place}: {lm.model_type}, {lm.num_hidden_layers} blocks of width {lm.hidden_size}")
 
 
-def _sae(run: RunConfig) -> Iterator[Finding]:
+def _sae(pieces: Pieces) -> Iterator[Finding]:
+    run = pieces.run
     if run.sae.release is not None:
         yield _release(run.sae.release, str(run.sae.sae_id))
-    elif run.sae.path is not None or run.sae.route is not None:
+    elif run.sae.path is not None or run.sae.route is not None or pieces.sae_default is not None:
         lm = None
-        if run.model.path is not None:
+        if pieces.model_place is not None or run.model.path is None:
             with suppress(ModelError):  # reported by ``_model``
-                lm = _lm(run)
+                lm = pieces.lm_config and pieces.lm_config.get_text_config()
         look = _sae_folder if run.sae.route is None else _route_folder
-        yield look(Path(str(run.sae.path or run.sae.route)).expanduser(), run, lm)
+        yield look(Path(str(run.sae.path or run.sae.route or pieces.sae_default)).expanduser(), run, lm)
     else:
         yield _brought(run, "sae", "sae.path or sae.release")
 
@@ -114,30 +159,9 @@ def _sae(run: RunConfig) -> Iterator[Finding]:
 def _brought(run: RunConfig, what: str, key: str) -> Finding:
     from unlearn.data.sources.base import Source
 
-    if type(_source(run)).assets is Source.assets:
+    if type(Pieces(run).source).assets is Source.assets:
         return Finding("fail", what, f"{key} must be given, since the source {run.data.source} brings no models; found none.")
     return Finding("ok", what, f"comes with the source {run.data.source}, which builds it when the cache ({cache_folder(run)}) has none")
-
-
-def _lm(run: RunConfig) -> Any:
-    """The model's own configuration (a small file, fetched if need be), once its tokenizer could be loaded too.
-
-    Raises:
-        ModelError: one of them cannot be loaded.
-    """
-    from transformers import AutoConfig, AutoTokenizer
-
-    from unlearn.models.lm import locate, one_line
-
-    c = run.model
-    place = locate(str(c.path), "model.path")
-    tokenizer = place if c.tokenizer is None else locate(c.tokenizer, "model.tokenizer")
-    try:
-        config = AutoConfig.from_pretrained(place, revision=c.revision or "main", trust_remote_code=c.trust_remote_code)
-        AutoTokenizer.from_pretrained(tokenizer, trust_remote_code=c.trust_remote_code)
-    except Exception as error:  # hub, network and file errors have no common base
-        raise ModelError(f"model.path {place} (or its tokenizer) could not be loaded: {one_line(error)}") from error
-    return config.get_text_config()
 
 
 def _sae_folder(folder: Path, run: RunConfig, lm: Any) -> Finding:

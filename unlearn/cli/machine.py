@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata as metadata
 import os
 import platform
+import re
 import shutil
 import sqlite3
 import urllib.request
@@ -37,6 +38,7 @@ def checks(given: Given) -> list[tuple[str, Check]]:
         ("python", python),
         ("packages", packages),
         ("devices", devices),
+        ("memory", main_memory),
         ("disk", lambda: disk(given.runs)),
         ("hub", hub),
         ("tracking", lambda: tracking(given.runs)),
@@ -74,8 +76,29 @@ def packages() -> Iterator[Finding]:
             text = f"expected {expected}; found {'none' if found is None else found}."
             yield Finding("fail", "packages", text, f"pip install '{requirement.name}{requirement.specifier}'")
     yield Finding("ok", "packages", ", ".join(good))
+    yield from _untested()
     if optional:
-        yield Finding("ok", "packages", f"optional, not installed: {', '.join(optional)}")
+        extras = sorted({name for marker in optional.values() for name in re.findall(r"extra == ['\"]([\w-]+)['\"]", marker)})
+        remedy = f"pip install 'unlearn[{','.join(extras)}]' adds them"
+        yield Finding("ok", "packages", f"optional, not installed: {', '.join(optional)}", remedy)
+
+
+def _untested() -> Iterator[Finding]:
+    """Versions that differ from those the tests ran with (``constraints.txt``), where that file is beside the package."""
+    file = Path(__file__).parents[2] / "constraints.txt"
+    if not file.is_file():
+        return
+    tested = dict(line.split("==", 1) for line in file.read_text(encoding="utf-8").splitlines() if "==" in line and line[0] != "#")
+    direct = {Requirement(text).name.lower() for text in metadata.requires("unlearn") or ()}
+    other = []
+    for name, wanted in tested.items():
+        found = _version(name) if name.lower() in direct else None
+        if found is not None and found.split("+")[0] != wanted.strip().split("+")[0]:
+            other.append(f"{name} {found} (tested: {wanted.strip()})")
+    if other:
+        yield Finding("warn", "packages", f"not the tested versions: {', '.join(other)}", "pip install -c constraints.txt -e .")
+    else:
+        yield Finding("ok", "packages", "versions are the tested ones (constraints.txt)")
 
 
 def _version(name: str) -> str | None:
@@ -83,6 +106,16 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def main_memory() -> Iterator[Finding]:
+    """Main memory that a new process can have."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        kib = {line.split(":")[0]: int(line.split()[1]) for line in meminfo.read_text().splitlines() if line.endswith("kB")}
+        total, free = kib["MemTotal"] * 1024, kib["MemAvailable"] * 1024
+        facts = {"total_bytes": total, "available_bytes": free}
+        yield Finding("ok", "memory", f"{free / GB:.1f} of {total / GB:.1f} GB available", facts=facts)
 
 
 def devices() -> Iterator[Finding]:
@@ -94,9 +127,9 @@ def devices() -> Iterator[Finding]:
         for index in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(index)
             bf16 = "" if torch.cuda.is_bf16_supported() else ", no bfloat16"
-            yield Finding(
-                "ok", "devices", f"cuda:{index} {torch.cuda.get_device_name(index)}, {free / GB:.0f} of {total / GB:.0f} GB free{bf16}"
-            )
+            name, (major, minor) = torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
+            text = f"cuda:{index} {name}, compute capability {major}.{minor}, {free / GB:.0f} of {total / GB:.0f} GB free{bf16}"
+            yield Finding("ok", "devices", text, facts={"name": name, "free_bytes": free, "total_bytes": total, "bf16": not bf16})
     elif shutil.which("nvidia-smi"):
         remedy = f"torch {torch.__version__} may be a build without CUDA, or the driver too old for it"
         yield Finding("warn", "devices", "the machine has nvidia-smi, but torch finds no GPU", remedy)
@@ -127,11 +160,18 @@ def disk(runs: list[RunConfig]) -> Iterator[Finding]:
 
 
 def hub() -> Iterator[Finding]:
-    """Whether models may be fetched."""
+    """Whether models may be fetched, and what the hub's cache holds."""
+    from huggingface_hub import constants
+
     offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-    yield Finding(
-        "ok", "hub", "offline (HF_HUB_OFFLINE): local files and the hub's cache only" if offline else "models may be fetched from the hub"
-    )
+    folder = Path(constants.HF_HUB_CACHE)
+    there = sorted(p.parent.name.removeprefix("models--").replace("--", "/") for p in folder.glob("models--*/snapshots"))
+    text = "offline (HF_HUB_OFFLINE): local files and the hub's cache only" if offline else "models may be fetched from the hub"
+    listed = ", ".join(there[:5]) + (f" and {len(there) - 5} more" if len(there) > 5 else "")
+    yield Finding("ok", "hub", f"{text}; {folder} holds {listed or 'no models'}", facts={"offline": offline, "cached": there})
+    token = "set" if os.environ.get("HF_TOKEN") or Path(constants.HF_TOKEN_PATH).is_file() else "not set"
+    if not offline and token == "not set":
+        yield Finding("ok", "hub", "no token: Gemma and Llama ask for one (accept their licence on the hub, then `hf auth login`)")
 
 
 def tracking(runs: list[RunConfig]) -> Iterator[Finding]:

@@ -37,7 +37,7 @@ KINDS = ("weights", "gradients", "optimiser", "activations", "logits", "sae", "b
 class Rehearsal:
     """What two steps took, in bytes.
 
-    ``parts`` are what is live at the peak of the second step, by kind (``KINDS``), ``peak`` their sum; ``setup`` and ``measuring`` the peaks
+    ``parts`` are what is live at the peak of the second step, by kind (``KINDS``), ``peak`` their sum; ``setup``, ``measuring`` the peaks
     of the method's preparation and of one evaluation batch. ``work`` maps (FLOPs, bytes touched) of single operations to how often one
     optimiser step runs them. ``trained`` and ``total`` are numbers of weights, ``block`` and ``outside`` the bytes of the largest decoder
     block and of the largest module outside, ``trained_bytes`` those of the gradients.
@@ -171,12 +171,7 @@ def rehearse(
         setup = shadow.peak
         for parameter in trained_of(lm, method):
             parameter.register_post_accumulate_grad_hook(lambda p: shadow.rename([p.grad], "gradients"))
-        step = _Step(stage, kernels, lm, method, batches, on_gpu)
-        step.run(0)
-        shadow.reset()
-        step.run(1)
-        parts, peak, work = Counter(shadow.at_peak), shadow.peak, Counter(shadow.work)
-        step.close()
+        parts, peak, work = _steps(stage, kernels, lm, method, batches, on_gpu)
         shadow.reset()
         _measure(lm, batches, config.evaluation.batch_size)
     trained = list(trained_of(lm, method))
@@ -194,6 +189,22 @@ def rehearse(
         tokens=sum(b.input_ids_BT.numel() for b in batches.values()) * config.trainer.accumulate,
         notes=tuple(stage.notes),
     )
+
+
+def _steps(
+    stage: _Stage, kernels: Kernels, lm: Any, method: Method, batches: Mapping[str, TokenBatch], on_gpu: bool
+) -> tuple[Counter[str], int, Counter[tuple[int, int]]]:
+    """What is live at the peak of the second step, its sum, and the step's work; of a method without steps, what it keeps."""
+    shadow = stage.shadow
+    if not method.streams_of(method.config) or not any(True for _ in trained_of(lm, method)):
+        return Counter(shadow.kinds), shadow.live, Counter()
+    step = _Step(stage, kernels, lm, method, batches, on_gpu)
+    step.run(0)
+    shadow.reset()
+    step.run(1)
+    found = Counter(shadow.at_peak), shadow.peak, Counter(shadow.work)
+    step.close()
+    return found
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
@@ -243,9 +254,7 @@ def _method(
 class _Step:
     """One optimiser step after another, in Lightning's order."""
 
-    def __init__(
-        self, stage: _Stage, kernels: Kernels, lm: Any, method: Method, batches: Mapping[str, TokenBatch], on_gpu: bool
-    ) -> None:
+    def __init__(self, stage: _Stage, kernels: Kernels, lm: Any, method: Method, batches: Mapping[str, TokenBatch], on_gpu: bool) -> None:
         from unlearn.module import UnlearningModule
 
         self.stage, self.kernels, self.lm, self.method = stage, kernels, lm, method
@@ -258,7 +267,6 @@ class _Step:
     def run(self, number: int) -> None:
         """Forward and backward of every micro-batch, then the optimiser."""
         config = self.stage.config
-        self.lm.train()
         self.method.before_step(self.lm, number, max(2, config.optim.steps))
         for micro in range(config.trainer.accumulate):
             loss = self.method.loss(self.lm, self.batches).total / config.trainer.accumulate

@@ -58,8 +58,8 @@ def _real(value: Any) -> Any:
 class Shadow(TorchDispatchMode):
     """Counts live bytes, their peak, and the work, of everything that runs inside.
 
-    ``live`` and ``peak`` are bytes; ``kinds`` and ``at_peak`` the same by kind. ``work`` maps (FLOPs, bytes touched) of single operations to
-    how often they ran.
+    ``live`` and ``peak`` are bytes; ``kinds`` and ``at_peak`` the same by kind. ``work`` maps (FLOPs, bytes touched) of single operations
+    to how often they ran.
     """
 
     def __init__(self) -> None:
@@ -244,6 +244,8 @@ def _fused(
     enable_gqa: bool = False,
 ) -> Tensor:
     if attn_mask is not None and attn_mask.dtype == torch.bool:
-        attn_mask = torch.zeros(attn_mask.shape, dtype=query.dtype, device=query.device).masked_fill_(attn_mask.logical_not(), float("-inf"))
+        attn_mask = torch.zeros(attn_mask.shape, dtype=query.dtype, device=query.device).masked_fill_(
+            attn_mask.logical_not(), float("-inf")
+        )
     out, _ = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)
     return out

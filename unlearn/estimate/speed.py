@@ -7,7 +7,6 @@ CACM 2009). Left out: what overlaps, what a compiler fuses, loading of rows, com
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ class Rates:
 
     @classmethod
     def measure(cls, device: str, dtype: str, clock: Callable[[], float] = time.perf_counter) -> Rates:
-        """Probe ``device`` (cpu or cuda) for less than a second; medians of a few repeats after one that warms up.
+        """Probe ``device`` (cpu or cuda) for less than a second; the best of a few repeats, which other programs disturb least.
 
         ``clock`` is wall time; where other programs share the cores, ``time.process_time`` leaves them out.
         """
@@ -47,7 +46,7 @@ class Rates:
 
 
 def _timed(work: Callable[[], Any], device: str, clock: Callable[[], float]) -> float:
-    """Median seconds of ``work``."""
+    """Least seconds of ``work``."""
     seconds = []
     for _ in range(REPEATS + 1):
         start = clock()
@@ -55,7 +54,7 @@ def _timed(work: Callable[[], Any], device: str, clock: Callable[[], float]) -> 
         if device == "cuda":
             torch.cuda.synchronize()
         seconds.append(clock() - start)
-    return statistics.median(seconds[1:])
+    return min(seconds)
 
 
 def step_seconds(rehearsal: Rehearsal, rates: Rates) -> float:

@@ -1,4 +1,4 @@
-"""What a method is given when there is no data and no SAE at hand: rows of made-up words, batches of a given size, an SAE without numbers."""
+"""What a method is given when data and SAE are not at hand: rows of made-up words, batches of a given size, an SAE without numbers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def rows_of(sizes: Mapping[str, Size], first: int = 0) -> dict[str, tuple[Row, .
 
 def data_of(sizes: Mapping[str, Size]) -> EntityData:
     """Rows of every stream, and evaluation sets like them."""
-    streams = {**{s: () for s in STREAMS}, **rows_of(sizes)}
+    streams = {**dict.fromkeys(STREAMS, ()), **rows_of(sizes)}
     held = rows_of({s: replace(size, rows=8) for s, size in sizes.items()}, first=100_000)
     sets = {name: held.get(name, ()) for name in ("forget", "retain", "unknown")}
     generic = tuple(" ".join(f"w{(i * 13 + j) % WORDS}" for j in range(32)) for i in range(8))
@@ -79,9 +79,7 @@ def reader_of(max_length: int, batch_size: int) -> Reader:
 
 def batches_of(data: EntityData, reader: Reader) -> dict[str, TokenBatch]:
     """One batch of every stream that has rows, all its rows in it."""
-    return {
-        name: next(iter(batches(reader.tokens(rows), len(rows), reader.pad_id)))[1] for name, rows in data.streams.items() if len(rows)
-    }
+    return {name: next(iter(batches(reader.tokens(rows), len(rows), reader.pad_id)))[1] for name, rows in data.streams.items() if len(rows)}
 
 
 def blank_sae(d_in: int, d_sae: int, architecture: str, layer: int) -> FrozenSAE:

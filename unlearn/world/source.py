@@ -120,6 +120,13 @@ class WorldSource(Source):
         )
         return Assets(model=paths.model, sae=paths.sae, heldout_sae=paths.heldout_sae, gold=paths.gold)
 
+    def built(self) -> Assets | None:
+        """The world's models, if they are in the cache."""
+        from unlearn.world.build import HELDOUT_SAE, MODEL, SAE
+
+        entry = self.cache / "world" / self.config.spec().fingerprint(self.world_seed)
+        return Assets(model=entry / MODEL, sae=entry / SAE, heldout_sae=entry / HELDOUT_SAE) if entry.is_dir() else None
+
     def prompts(self) -> Mapping[str, Sequence[str]]:
         """The prompt attack in the words of the corpus."""
         return PROMPTS

@@ -170,3 +170,10 @@ class TofuSmallSource(TofuSource):
 
         obtain(entry, build)
         return Assets(model=entry / MODEL, sae=entry / SAE)
+
+    def built(self) -> Assets | None:
+        """The models, if they are in the cache."""
+        from unlearn.world.small_lm import MODEL, SAE
+
+        entry = self.cache / "tofu_small" / self.fingerprint()
+        return Assets(model=entry / MODEL, sae=entry / SAE) if entry.is_dir() else None

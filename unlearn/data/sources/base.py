@@ -49,6 +49,14 @@ class Source(ABC):
         """
         return None
 
+    def built(self) -> Assets | None:
+        """The models of ``assets`` as far as they are in the cache; None where they are not, or the source brings none. Builds nothing."""
+        return None
+
+    def where(self) -> str:
+        """Public address of its files, for people who have none; empty where they are the user's own or made on the spot."""
+        return ""
+
     def prompts(self) -> Mapping[str, Sequence[str]]:
         """Wordings of the prompt attack in the source's own language, by form or ``form/attribute``; an empty list switches a form off.
 

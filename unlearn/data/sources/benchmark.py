@@ -159,6 +159,10 @@ class Benchmark(Source):
         c = self.settings
         return Tables(self.title, c.root, c.hub or self.hub, c.revision, self.origin)
 
+    def where(self) -> str:
+        """The benchmark's own page."""
+        return self.origin or f"https://huggingface.co/datasets/{self.settings.hub or self.hub}"
+
     def cut(self, rows: Sequence[Row], most: int | None, purpose: str) -> tuple[Row, ...]:
         """At most ``most`` rows drawn at random, in the order in which they stand."""
         if most is None or len(rows) <= most:

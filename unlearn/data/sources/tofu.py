@@ -96,6 +96,10 @@ class TofuSource(Source):
     Config = TofuConfig
     config: TofuConfig
 
+    def where(self) -> str:
+        """The benchmark's page."""
+        return f"https://huggingface.co/datasets/{self.config.hub}"
+
     @cached_property
     def files(self) -> TofuFiles:
         """The tables, read when they are asked for."""
