@@ -1,6 +1,6 @@
 """Peak memory and time of real training steps, beside what was estimated from shapes alone.
 
-    python experiments/memory/measure.py            # every case, each in a process of its own; writes results/memory.json
+    python experiments/memory/measure.py            # every case; writes results/memory.json
     python experiments/memory/measure.py NAME...    # some
 
 A case is an architecture with random weights, a mode of training and a method on rows of made-up words, trained by Lightning's Trainer as
@@ -18,12 +18,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
 STEPS = 3
+WORKER, SECOND = "--worker", "second step"
 MIB = 2**20
 
 
@@ -34,8 +35,8 @@ class Case:
     model: str
     words: tuple[str, ...]
     rows: int = 8
-    tokens: int = 96
-    answer: int = 24
+    tokens: int = 64
+    answer: int = 16
     world: int = 1
     sae: tuple[str, int] | None = None
     model_options: Mapping[str, Any] = field(default_factory=dict)
@@ -46,10 +47,10 @@ def model_config(name: str, **options: Any) -> Any:
     from transformers import Gemma2Config, GPT2Config, LlamaConfig
 
     common = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
-    wide = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "num_attention_heads": 8, "num_key_value_heads": 2}
+    wide = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2}
     if name == "gpt2":
         quiet = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-        return GPT2Config(vocab_size=4096, n_embd=256, n_layer=6, n_head=8, n_positions=512, **{**common, **quiet, **options})
+        return GPT2Config(vocab_size=4096, n_embd=256, n_layer=4, n_head=8, n_positions=512, **{**common, **quiet, **options})
     if name == "gemma2":
         own = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64, "attn_implementation": "eager"}
         return Gemma2Config(vocab_size=4096, max_position_embeddings=512, **{**common, **wide, **own, **options})
@@ -66,7 +67,7 @@ CASES: dict[str, Case] = {
     "llama_modules_rmu": Case("llama", ("method.name=rmu",), rows=16),
     "llama_blocks_mixed": Case("llama", ("method.name=grad_diff", "trainer.precision=bf16-mixed")),
     "llama_accumulate": Case("llama", ("method.name=grad_diff", "model.trainable.mode=full", "trainer.accumulate=2"), rows=4),
-    "llama_long_rows": Case("llama", ("method.name=grad_diff",), rows=2, tokens=384),
+    "llama_long_rows": Case("llama", ("method.name=grad_diff",), rows=2, tokens=256),
     "gemma2_blocks_sae_guided": Case("gemma2", ("method.name=sae_guided",), sae=("jumprelu", 8192)),
     "gemma2_full_kl": Case("gemma2", ("method.name=kl_min", "model.trainable.mode=full")),
     "gemma2_lora_sae_guided": Case("gemma2", ("method.name=sae_guided", "model.trainable.mode=lora"), sae=("jumprelu", 8192)),
@@ -75,6 +76,8 @@ CASES: dict[str, Case] = {
     "gpt2_full_dpo": Case("gpt2", ("method.name=dpo", "model.trainable.mode=full")),
     "gpt2_modules_grad_diff": Case("gpt2", ("method.name=grad_diff", "model.trainable.mode=modules", "model.trainable.modules=[mlp]")),
     "llama_wrapper_lat": Case("llama", ("method.name=lat", "method.inner.name=npo")),
+    "llama_ddp": Case("llama", ("method.name=grad_diff", "trainer.devices=2"), world=2),
+    "llama_fsdp2": Case("llama", ("method.name=grad_diff", "trainer.devices=2", "trainer.strategy=fsdp2"), rows=4, world=2),
     "llama_crisp": Case("llama", ("method.name=crisp",), sae=("topk", 4096)),
 }
 
@@ -174,7 +177,7 @@ def measured(case: Case, folder: Path, steps: int = STEPS) -> dict[str, Any]:
     import torch
     import transformers.models.auto.modeling_auto  # noqa: F401
     from lightning.pytorch import Callback
-    from torch.profiler import ProfilerActivity, profile
+    from torch.profiler import ProfilerActivity, profile, record_function
 
     from unlearn.callbacks.cost import PeakMemory
     from unlearn.launch import make_trainer, trainer_settings
@@ -201,74 +204,109 @@ def measured(case: Case, folder: Path, steps: int = STEPS) -> dict[str, Any]:
             self.seconds[-1] += time.perf_counter()
             self.cpu[-1] += time.process_time()
 
+    class Mark(Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+            if batch_idx == config.trainer.accumulate:
+                with record_function(SECOND):
+                    pass
+
     def fit(count: int, callbacks: list[Callback]) -> None:
         active = {s: batches[s] for s in module.method.streams_of(module.method.config)}
         loader = torch.utils.data.DataLoader([active] * (count * config.trainer.accumulate), batch_size=None)  # type: ignore[arg-type]
-        trainer = make_trainer(config.trainer, config.optim, callbacks, [], trainer_settings(config.trainer))
-        trainer.fit_loop.epoch_loop.max_steps = count
-        trainer.fit(module, loader)
+        optim = replace(config.optim, steps=count)
+        make_trainer(config.trainer, optim, callbacks, [], trainer_settings(config.trainer)).fit(module, loader)
 
     before = memory.before
-    memory.start()
     clock = Clock()
-    fit(steps, [clock])
-    risen = (memory.stop() - before) * MIB
+    if steps:
+        memory.start()
+        fit(steps, [clock])
+    risen = (memory.stop() - before) * MIB if steps else float("nan")
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        fit(2, [])
-    events = sorted((e.start_ns(), e.nbytes()) for e in recorded.profiler.kineto_results.events() if e.name() == "[memory]")
-    total = peak = 0
-    for _, size in events:
-        total += size
-        peak = max(peak, total)
-    seconds, cpu = clock.seconds[1:] or clock.seconds, clock.cpu[1:] or clock.cpu
+        fit(2, [Mark()])
+    peak = peak_after(SECOND, recorded.profiler.kineto_results.events())
+    seconds, cpu = clock.seconds[1:] or [float("nan")], clock.cpu[1:] or [float("nan")]
     return {
         "peak": held + peak, "resident": risen, "held": held,
         "micro_seconds": statistics.median(seconds), "micro_cpu_seconds": statistics.median(cpu),
     }  # fmt: skip
 
 
+def peak_after(mark: str, events: Sequence[Any]) -> int:
+    """Highest sum of all allocations and releases so far, in bytes, from the event called ``mark`` on."""
+    start = next(e.start_ns() for e in events if e.name() == mark)
+    total = peak = 0
+    for when, size in sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"):
+        total += size
+        peak = max(peak, total) if when >= start else peak
+    return peak
+
+
 def compare(name: str) -> dict[str, Any]:
-    """One case, measured and estimated in this process."""
+    """One case, measured and estimated."""
     from unlearn.estimate.speed import Rates, step_seconds
 
     case = CASES[name]
-    with tempfile.TemporaryDirectory() as folder:
-        found = measured(case, Path(folder))
-    rates = Rates.measure("cpu", configuration(case).model.dtype, time.process_time)
+    found = _launched(name) if case.world > 1 else _measured(case)
     guess = estimated(case)
-    accumulate = configuration(case).trainer.accumulate
+    inside = sum(guess.device.values())
+    rates = Rates.measure("cpu", configuration(case).model.dtype, time.process_time)
+    seconds, step = step_seconds(guess.rehearsal, rates), found["micro_cpu_seconds"] * configuration(case).trainer.accumulate
     return {
         "measured_mib": found["peak"] / MIB,
         "resident_mib": found["resident"] / MIB,
-        "estimated_mib": guess.rehearsal.peak / MIB,
-        "error": guess.rehearsal.peak / found["peak"] - 1,
+        "estimated_mib": inside / MIB,
+        "error": inside / found["peak"] - 1,
         "parts_mib": {k: v / MIB for k, v in guess.device.items() if v},
-        "step_cpu_seconds": found["micro_cpu_seconds"] * accumulate,
-        "estimated_seconds": step_seconds(guess.rehearsal, rates),
-        "time_error": step_seconds(guess.rehearsal, rates) / (found["micro_cpu_seconds"] * accumulate) - 1,
+        "step_cpu_seconds": step,
+        "estimated_seconds": seconds,
+        "time_error": seconds / step - 1,
     }
 
 
-def main(names: Sequence[str]) -> None:
-    """Every case in a process of its own, in which freed memory goes back to the system."""
-    quiet = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "OMP_NUM_THREADS": "1"}
-    file = HERE / "results" / "memory.json"
-    results = json.loads(file.read_text(encoding="utf-8")) if names and file.is_file() else {}
-    for name in names or CASES:
-        code = f"import json; from measure import compare; print('RESULT' + json.dumps(compare({name!r})))"
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **quiet}, cwd=HERE)
-        line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT")), None)
-        if line is None:
+def _measured(case: Case) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        return measured(case, Path(folder))
+
+
+def _launched(name: str) -> dict[str, Any]:
+    """What the first of several processes measures."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(CASES[name].world)]
+        done = subprocess.run([sys.executable, *launcher, str(HERE / "measure.py"), WORKER, name, str(out)], capture_output=True, text=True)
+        if not out.is_file():
             raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-        results[name] = json.loads(line.removeprefix("RESULT"))
-        r = results[name]
-        print(
-            f"{name:30} measured {r['measured_mib']:7.1f}  resident {r['resident_mib']:7.1f}  estimated {r['estimated_mib']:7.1f} MiB  "
-            f"{r['error']:+7.1%}   step {r['step_cpu_seconds']:.2f} s, estimated {r['estimated_seconds']:.2f} s {r['time_error']:+7.1%}",
-            flush=True,
-        )
+        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+        return found
+
+
+def _work(name: str, out: str) -> None:
+    """One of several processes."""
+    found = _measured(CASES[name])
+    if os.environ["RANK"] == "0":
+        Path(out).write_text(json.dumps(found), encoding="utf-8")
+
+
+def main(names: Sequence[str]) -> None:
+    """Measure every case, or those named, in a process in which freed memory goes back to the system at once."""
+    quiet = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0", "OMP_NUM_THREADS": "1"}
+    if not quiet.items() <= os.environ.items():
+        raise SystemExit(subprocess.call([sys.executable, __file__, *names], env={**os.environ, **quiet}))
+    if names[:1] == [WORKER]:
+        _work(*names[1:])
+        return
+    file = HERE / "results" / "memory.json"
+    results = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     file.parent.mkdir(exist_ok=True)
-    file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    for name in names or CASES:
+        r = results[name] = compare(name)
+        sys.stdout.write(
+            f"{name:28} measured {r['measured_mib']:7.1f}  resident {r['resident_mib']:7.1f}  estimated {r['estimated_mib']:7.1f} MiB  "
+            f"{r['error']:+7.1%}   step {r['step_cpu_seconds']:.2f} s, estimated {r['estimated_seconds']:.2f} s {r['time_error']:+7.1%}\n"
+        )
+        sys.stdout.flush()
+        file.write_text(json.dumps({key: results[key] for key in CASES if key in results}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -53,8 +53,10 @@ def forecast(pieces: Pieces, gpu_memory: float | None = None, devices: int | Non
     import torch
 
     run = pieces.run
-    if pieces.lm_config is None:
-        yield Finding("ok", "memory", f"not estimated: {run.data.source} builds its model (a small one) first")
+    if pieces.shape() is None:
+        brought = run.model.path is None
+        text = f"{run.data.source} builds its model (a small one) first" if brought else "the model cannot be read (see above)"
+        yield Finding("ok" if brought else "warn", "memory", f"not estimated: {text}")
         return
     settings = trainer_settings(run.trainer)
     here = settings["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
@@ -111,7 +113,7 @@ def _estimate(pieces: Pieces, run: RunConfig, on_gpu: bool, devices: int | None)
         data, reader = pieces.data, pieces.reader
     world = devices or world_size(run)
     size = Size(rows=1)
-    return estimate(run, pieces.lm_config, sae=pieces.blank_sae(), world=world, on_gpu=on_gpu, data=data, reader=reader, size=size)
+    return estimate(run, pieces.shape(), sae=pieces.blank_sae(), world=world, on_gpu=on_gpu, data=data, reader=reader, size=size)
 
 
 def _room(here: bool, gpu_memory: float | None) -> int:

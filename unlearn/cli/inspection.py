@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -23,10 +23,9 @@ from unlearn.registry import find
 from unlearn.types import STREAMS
 
 REMEDIES = {
-    "config": "`unlearn run --help-config method=NAME source=NAME` explains every key",
     "model": "download it once with network access (hf download ID), or set model.path to a folder; HF_HUB_OFFLINE=1 then uses the cache",
     "sae": "sae.release and sae.sae_id name a public SAE, sae.path a SAELens folder; the first run with network access fetches it",
-    "hook point": "take the SAE that was trained on this model and layer (sae.layer), or raise sae.max_fvu if you know why it fits badly",
+    "hook": "take the SAE that was trained on this model and layer (sae.layer), or raise sae.max_fvu if you know why it fits badly",
     "packages": "pip install -c constraints.txt -e . installs the tested versions",
     "disk": "free some space, or set `out` and `cache` (UNLEARN_CACHE) to another disk",
     "memory": "the estimate itself failed, so the run may too: run it once with optim.steps=1",
@@ -54,14 +53,15 @@ class Inspection:
             parts: list[tuple[str, Any, Check]] = [
                 ("trainer", run.trainer, partial(_trainer, run)),
                 ("data", (run.data, run.seed), partial(_data, pieces)),
-                ("power", (run.data, run.evaluation, run.seed), partial(power, pieces)),
+                ("power", (run.data, run.evaluation, run.seed), _after("power", "data", partial(getattr, pieces, "data"), partial(power, pieces))),
                 ("batch", (run.data, run.trainer, run.method.name), partial(_batch, pieces, self.wishes.devices)),
                 ("model", place, partial(_model, pieces)),
                 ("sae", (*place, run.sae), partial(_sae, pieces)),
                 ("memory", replace(run, name=""), partial(forecast, pieces, self.wishes.gpu_memory, self.wishes.devices)),
             ]
             if not self.wishes.quick:
-                parts.insert(6, ("hook point", (*place, run.sae), partial(hook_point, pieces)))
+                there = partial(_all_there, pieces)
+                parts.insert(6, ("hook", (*place, run.sae), _after("hook", "model, SAE or data", there, partial(hook_point, pieces))))
             if self.wishes.label is not None:
                 parts.append(("labels", place, partial(labels, run, self.wishes.label)))
             for what, key, check in parts:
@@ -88,6 +88,24 @@ class Inspection:
 def _named(name: str, check: Check) -> Iterator[Finding]:
     """The findings of a check that concerns one run of several."""
     yield from (replace(finding, text=f"{name}: {finding.text}") for finding in check())
+
+
+def _after(what: str, needed: str, reach: Callable[[], object], check: Check) -> Check:
+    """``check``, or where ``reach`` raises what another check reports already, one line that says so."""
+
+    def run() -> Iterator[Finding]:
+        try:
+            reach()
+        except UnlearnError:
+            yield Finding("warn", what, f"not looked at, since {needed} cannot be read (see above)")
+            return
+        yield from check()
+
+    return run
+
+
+def _all_there(pieces: Pieces) -> object:
+    return pieces.model_place, pieces.lm_config, pieces.tokenizer, pieces.data, pieces.sae
 
 
 def _public(run: RunConfig) -> str:
@@ -147,9 +165,8 @@ def _sae(pieces: Pieces) -> Iterator[Finding]:
         yield _release(run.sae.release, str(run.sae.sae_id))
     elif run.sae.path is not None or run.sae.route is not None or pieces.sae_default is not None:
         lm = None
-        if pieces.model_place is not None or run.model.path is None:
-            with suppress(ModelError):  # reported by ``_model``
-                lm = pieces.lm_config and pieces.lm_config.get_text_config()
+        with suppress(ModelError):  # reported by ``_model``
+            lm = pieces.lm_config and pieces.lm_config.get_text_config()
         look = _sae_folder if run.sae.route is None else _route_folder
         yield look(Path(str(run.sae.path or run.sae.route or pieces.sae_default)).expanduser(), run, lm)
     else:

@@ -82,6 +82,16 @@ class Pieces:
         except Exception as error:  # hub, network and file errors have no common base
             raise ModelError(f"model.path {place} could not be loaded: {one_line(error)}") from error
 
+    def shape(self) -> Any:
+        """``lm_config``, or the published shape of a model that is not here; None where neither is known."""
+        from unlearn.errors import UnlearnError
+        from unlearn.estimate.public import public_config
+
+        try:
+            return self.lm_config
+        except UnlearnError:
+            return public_config(str(self.run.model.path))
+
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer; None where there is no model yet.
@@ -160,9 +170,10 @@ class Pieces:
         if sae is not None and len(sae.layers) == 1:
             return blank_sae(sae.d_in, sae.d_sae, sae.architecture, sae.layers[0])
         found = WIDTH_IN_ID.search(str(self.run.sae.sae_id))
-        if self.run.sae.release is None or found is None or self.lm_config is None:
+        shape = self.shape()
+        if self.run.sae.release is None or found is None or shape is None:
             return None
-        text = self.lm_config.get_text_config()
+        text = shape.get_text_config()
         named = re.search(r"layer_(\d+)", str(self.run.sae.sae_id))
         layer = int(named[1]) if named else text.num_hidden_layers // 2
         latents = int(found[1]) * (2**10 if found[2] == "k" else 2**20)

@@ -25,7 +25,7 @@ def hook_point(pieces: Pieces) -> Iterator[Finding]:
     """
     run = pieces.run
     if pieces.sae is None or pieces.model_place is None:
-        yield Finding("ok", "hook point", f"not tried: {run.data.source} builds model and SAE first, and a run tries them then")
+        yield Finding("ok", "hook", f"not tried: {run.data.source} builds model and SAE first, and a run tries them then")
         return
     from transformers.utils.logging import disable_progress_bar
 
@@ -48,9 +48,9 @@ def hook_point(pieces: Pieces) -> Iterator[Finding]:
         report = check_hook_point(lm, sae, sample, max(sae.layers), run.sae.max_fvu)
     seen = ", ".join(f"{value:.3f} at {n}" for n, value in report.fvu.items())
     text = f"block {report.layer}: variance unexplained {seen}; {report.l0[report.layer]:.1f} latents on per token"
-    yield Finding("ok", "hook point", text, facts={"fvu": dict(report.fvu), "l0": dict(report.l0)})
+    yield Finding("ok", "hook", text, facts={"fvu": dict(report.fvu), "l0": dict(report.l0)})
     for line in warned:
-        yield Finding("warn", "hook point", line, "take the SAE that was trained on this very model")
+        yield Finding("warn", "hook", line, "take the SAE that was trained on this very model")
     pieces.sae.to("cpu")
 
 
