@@ -78,6 +78,9 @@ CASES: dict[str, Case] = {
     "llama_wrapper_lat": Case("llama", ("method.name=lat", "method.inner.name=npo")),
     "llama_ddp": Case("llama", ("method.name=grad_diff", "trainer.devices=2"), world=2),
     "llama_fsdp2": Case("llama", ("method.name=grad_diff", "trainer.devices=2", "trainer.strategy=fsdp2"), rows=4, world=2),
+    "llama_fsdp2_full": Case(
+        "llama", ("method.name=npo", "model.trainable.mode=full", "trainer.devices=2", "trainer.strategy=fsdp2"), rows=2, world=2
+    ),
     "llama_crisp": Case("llama", ("method.name=crisp",), sae=("topk", 4096)),
 }
 

@@ -49,11 +49,11 @@ class Inspection:
         seen: list[tuple[str, Any]] = []
         for run in self.runs:
             pieces = Pieces(run)
-            place = (run.data, run.model)
+            place, rows = (run.data, run.model), partial(getattr, pieces, "data")
             parts: list[tuple[str, Any, Check]] = [
                 ("trainer", run.trainer, partial(_trainer, run)),
                 ("data", (run.data, run.seed), partial(_data, pieces)),
-                ("power", (run.data, run.evaluation, run.seed), _after("power", "data", partial(getattr, pieces, "data"), partial(power, pieces))),
+                ("power", (run.data, run.evaluation, run.seed), _after("power", "data", rows, partial(power, pieces))),
                 ("batch", (run.data, run.trainer, run.method.name), partial(_batch, pieces, self.wishes.devices)),
                 ("model", place, partial(_model, pieces)),
                 ("sae", (*place, run.sae), partial(_sae, pieces)),

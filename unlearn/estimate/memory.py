@@ -115,11 +115,15 @@ def _replicated(parts: dict[str, int], found: Rehearsal) -> dict[str, int]:
 
 
 def _sharded(parts: dict[str, int], found: Rehearsal, config: RunConfig, world: int) -> dict[str, int]:
-    """FSDP2: a share of weights, gradients and optimiser; beside it whole the block at work and the next one, and the gradients of one."""
+    """FSDP2: a share of weights, gradients and optimiser state, and beside it whole weights and gradients for as long as they are at work.
+
+    Whole are the weights of the largest block and of the largest module outside, each twice (the buffer they are gathered in, and the
+    weights copied out of it), and the gradients of a block three times (computed, in the buffer that is sent, and received).
+    """
     split = {kind: -(-parts[kind] // world) for kind in ("weights", "gradients", "optimiser")}
     half = 0.5 if config.trainer.precision == "bf16-mixed" and config.model.dtype == "float32" else 1.0
-    gathered = int(half * max(2 * found.block, found.outside + found.block))
-    returned = 2 * found.block if found.trained else 0
+    gathered = int(half * 2 * (found.block + found.outside))
+    returned = 3 * min(found.block, found.trained_bytes)
     return {**parts, **split, "shared": gathered + returned}
 
 
