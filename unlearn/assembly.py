@@ -119,7 +119,7 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
         needs = method_class.required(config.method)
         gold = config.evaluation.gold or ("source" if "gold" in needs else None)
         assets = source.assets(gold=gold == "source", progress=config.trainer.progress_bar)
-        data = source.load()
+        data = source.serve()
         check_streams(data)
     with stage("language model and SAE"):
         lm, tokenizer = load_lm(config.model, assets.model if assets else None)

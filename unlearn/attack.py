@@ -223,7 +223,7 @@ def _prepare(subject: Subject, layers: Sequence[Layer], out: Path | None) -> _Ta
         identity = subject.identity(config)
     models = load_models(subject, config)
     with stage("rows"):
-        data: EntityData = models.assembly.data if models.assembly is not None else source.load()
+        data: EntityData = models.assembly.data if models.assembly is not None else source.serve()
         facts = target_facts(data)
         control = control_facts(data, facts, config.seed)
     reader = reader_of(config, source, data, models)

@@ -5,7 +5,7 @@ The lifecycle, with the place of every part::
     evaluate(model, benchmarks)
         find_subject: a model's folder, a hub id, a finished run        subject
         benchmark_configs: one configuration for each benchmark         config
-        source.load(); check; what is finished already is kept          data, tracking
+        source.serve(); check; what is finished already is kept          data, tracking
         load_models: once for all benchmarks                            subject, restore
         for each benchmark, whatever became of the others:
             suite_of: the original and the gold model                   subject, evaluation
@@ -160,7 +160,7 @@ def _plan(name: str, config: RunConfig, identity: dict[str, str]) -> _Plan:
 
     with stage(f"{name}: rows"):
         source = find("source", config.data.source, "data.source").load()(config.data, seed=config.seed, cache=cache_folder(config))
-        data = source.load()
+        data = source.serve()
         check_streams(data)
     said: dict[str, Any] = {section: plain(getattr(config, section)) for section in MEASURED}
     said["model"] = {key: said["model"][key] for key in ("dtype", "attention")}

@@ -87,7 +87,7 @@ def collect(config: Any, out: Path, entities: Sequence[str] = (), *, force: bool
     with stage("data"):
         source = find("source", config.data.source, "data.source").load()(config.data, seed=config.seed, cache=cache_folder(config))
         assets = source.assets(progress=config.trainer.progress_bar)
-        data = source.load()
+        data = source.serve()
     targets = find_targets(data, entities)
     with stage("language model"):
         lm, tokenizer = load_lm(config.model, assets.model if assets else None)

@@ -4,7 +4,7 @@ The lifecycle, with the place of every part::
 
     execute(config)
         run directory, manifest                          tracking
-        source.assets(); source.load(); check            data, world
+        source.assets(); source.serve(); check            data, world
         load_lm; load_sae; hook-point check              models
         UnlearningDataModule                             data
         banks; select_latents                            latents    frozen model, once, cached

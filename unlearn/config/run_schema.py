@@ -35,6 +35,8 @@ class SourceConfig:
 
     source: str = MISSING
     """name of the data source; `unlearn list sources` shows them"""
+    partition: str = "test"
+    """test, or validation: other entities and wordings, cut out of what the test trains on; tuning sees nothing that the test measures"""
     batch: BatchConfig = field(default_factory=BatchConfig)
     """rows of each stream in one optimiser step"""
     max_length: int = 512
@@ -49,6 +51,7 @@ class SourceConfig:
     """whether the end-of-sequence token follows the answer"""
 
     def __post_init__(self) -> None:
+        one_of(self.partition, ("test", "validation"), "data.partition")
         check(self.max_length >= 2, "data.max_length", ">= 2", self.max_length)
         check("{question}" in self.question_format, "data.question_format", "a text that contains {question}", self.question_format)
 

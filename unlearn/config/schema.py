@@ -64,3 +64,6 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check(self.seed >= 0, "seed", ">= 0", self.seed)
+        if self.data.partition != "test" and (self.evaluation.gold == "source" or self.method.name == "gold"):
+            wanted = "data.partition", "test where the source's gold model is asked for, which never saw the test's targets"
+            check(False, *wanted, self.data.partition)

@@ -58,7 +58,7 @@ def _forms(rows: Iterable[Row]) -> set[str]:
     return {form for row in rows for form in (row.entity, *row.mentions[:1]) if form}
 
 
-def _owner(row: Row, names: Collection[str]) -> str:
+def owner_of(row: Row, names: Collection[str]) -> str:
     """The name among ``names`` that ``row`` is about, or an empty string."""
     if row.entity in names:
         return row.entity
@@ -71,7 +71,7 @@ def _overlaps(data: EntityData) -> Iterator[str]:
     for part, name, rows in sets_of(data):
         if name == "forget" or (part == "evaluation" and name not in _KEPT):
             continue
-        hits = [owner for row in rows if (owner := _owner(row, names))]
+        hits = [owner for row in rows if (owner := owner_of(row, names))]
         if hits:
             yield f"Forget entities must not occur in {part} {name}; {len(hits)} rows are about {_few(hits)}."
 

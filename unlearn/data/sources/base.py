@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from unlearn.config.schema import SourceConfig
+from unlearn.data.validation import validation
 from unlearn.types import Assets, EntityData, PromptFormat
 
 
@@ -64,9 +65,18 @@ class Source(ABC):
         """
         return {}
 
+    def serve(self) -> EntityData:
+        """The rows of ``data.partition``: those of ``load``, or for ``validation`` what is cut out of their training streams for tuning.
+
+        Raises:
+            DataError: as ``load``; or the source has too few entities for a validation of its own.
+        """
+        data = self.load()
+        return validation(data, self.seed) if self.config.partition == "validation" else data
+
     @abstractmethod
     def load(self) -> EntityData:
-        """Read the rows.
+        """Read the rows of the test.
 
         Raises:
             DataError: a file is missing or malformed; the message names it and what was expected.
