@@ -1,7 +1,8 @@
 """Rows for tuning, taken out of what a source trains on, so that tuning sees nothing that the test measures.
 
-The test's rows stay as they are. Validation cuts its own targets, unseen entities, unknown names and wordings out of the *training* streams of
-the test: the test's targets, its unseen entities, its held-out unknown names and its held-out wordings occur nowhere in what comes out.
+The test's rows stay as they are. Validation cuts its own targets, unseen entities, unknown names and wordings out of the *training*
+streams of the test: the test's targets, its unseen entities, its held-out unknown names and its held-out wordings occur nowhere in what
+comes out.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from unlearn.errors import DataError
 from unlearn.types import EntityData, Row
 
 SHARE = 0.2
-"""Share of the retain entities that no loss sees, of the unknown names that are held out, and of an entity's rows where no wording can be."""
+"""Share of the retain entities that no loss sees, of unknown names held out, and of an entity's rows where no wording can be held out."""
 LEAST = 2
 """Fewest entities that must be left to retain, be unseen, or be unknown and held out."""
 MOST = 200

@@ -71,6 +71,11 @@ class AdaptiveRMU(Steering):
     streams = ("forget", "retain")
     needs = frozenset({"reference_hidden", "rows"})
     reference_streams = ("forget", "retain")
+    search = {
+        "method.retain_weight": {"low": 1.0, "high": 1200.0, "log": True},
+        "method.scale": {"low": 1.0, "high": 20.0, "log": True},
+        "method.tokens": {"choices": ["all", "predictors"]},
+    }
     Config = AdaptiveRMUConfig
     config: AdaptiveRMUConfig
 

@@ -80,6 +80,11 @@ class AltPO(DPO):
     paper = "https://arxiv.org/abs/2409.13474"
     streams = ("forget", "retain")
     needs = frozenset({"rows", "reference_logprobs"})
+    search = {
+        "method.beta": {"low": 0.02, "high": 1.0, "log": True},
+        "method.retain": {"choices": ["nll", "kl"]},
+        "method.retain_weight": {"low": 0.3, "high": 10.0, "log": True},
+    }
     Config = AltPOConfig
     config: AltPOConfig
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -62,8 +62,8 @@ class Method(nn.Module, ABC):
     """Turns the streams into named loss terms; never logs, never steps an optimiser.
 
     A plug-in is one file: its paper, a config dataclass, a pure loss and this thin class, which fetches the arguments of the loss.
-    ``name``, ``family``, ``summary``, ``paper``, ``streams``, ``needs``, ``trains``, ``intervention`` and ``wraps`` are literals in the
-    class body, so that they can be listed without importing the file.
+    ``name``, ``family``, ``summary``, ``paper``, ``streams``, ``needs``, ``trains``, ``intervention``, ``wraps`` and ``search`` are
+    literals in the class body, so that they can be listed without importing the file.
 
     What is called when, in this order::
 
@@ -98,6 +98,8 @@ class Method(nn.Module, ABC):
     """whether it works with an SAE that picks one of several blocks for every token (``sae.route``); False for all that edit one block"""
     sharded: ClassVar[bool] = True
     """whether it works with weights shared out over processes; False for what reads or changes weights while it trains"""
+    search: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """what tuning may turn: keys of a run with ranges or choices as in a sweep; ``unlearn.config.space`` adds learning rate and steps"""
     Config: ClassVar[type[MethodConfig]] = MethodConfig
 
     def __init__(self, config: MethodConfig, context: MethodContext) -> None:

@@ -82,6 +82,11 @@ class CEU(RetainMethod):
     streams = ("forget", "retain")
     needs = frozenset({"reference_logprobs"})
     reference_streams = ("retain",)
+    search = {
+        "method.skip": {"choices": [0, 1]},
+        "method.retain": {"choices": ["none", "nll", "kl"]},
+        "method.retain_weight": {"low": 0.3, "high": 10.0, "log": True},
+    }
     Config = CEUConfig
     config: CEUConfig
 

@@ -131,6 +131,11 @@ class CircuitBreaker(Method):
     streams = ("forget", "retain")
     needs = frozenset({"reference_hidden"})
     reference_streams = ("forget", "retain")
+    search = {
+        "method.forget_weight": {"low": 1.0, "high": 30.0, "log": True},
+        "method.retain_weight": {"low": 0.3, "high": 20.0, "log": True},
+        "method.tokens": {"choices": ["all", "predictors"]},
+    }
     Config = CircuitBreakerConfig
     config: CircuitBreakerConfig
 

@@ -91,6 +91,10 @@ class CodeEraser(Method):
     streams = ("forget", "retain")
     needs = frozenset({"rows", "reference_logprobs"})
     reference_streams = ("retain",)
+    search = {
+        "method.forget_weight": {"low": 0.03, "high": 3.0, "log": True},
+        "method.kl_weight": {"low": 0.3, "high": 10.0, "log": True},
+    }
     Config = CodeEraserConfig
     config: CodeEraserConfig
     sensitive: dict[int, tuple[bool, ...]]

@@ -160,6 +160,11 @@ class CRISP(Method):
     streams = ("forget", "retain")
     needs = frozenset({"sae", "rows", "reference_hidden"})
     reference_streams = ("forget", "retain")
+    search = {
+        "method.features": {"low": 5, "high": 80, "log": True, "int": True},
+        "method.alpha": {"low": 1.0, "high": 20.0, "log": True},
+        "method.beta": {"low": 0.05, "high": 0.99},
+    }
     Config = CRISPConfig
     config: CRISPConfig
 

@@ -73,6 +73,11 @@ class DPO(AnswerMethod):
     paper = "https://arxiv.org/abs/2305.18290"
     streams = ("forget", "retain")
     needs = frozenset({"rows", "reference_logprobs"})
+    search = {
+        "method.beta": {"low": 0.02, "high": 1.0, "log": True},
+        "method.retain": {"choices": ["nll", "kl"]},
+        "method.retain_weight": {"low": 0.3, "high": 10.0, "log": True},
+    }
     Config = DPOConfig
     config: DPOConfig
     before: AlternateScores

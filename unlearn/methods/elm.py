@@ -148,6 +148,11 @@ class ELM(Method):
     streams = ("forget", "retain")
     needs = frozenset({"reference_logprobs", "rows"})
     reference_streams = ("retain",)
+    search = {
+        "method.eta_end": {"low": 10.0, "high": 3000.0, "log": True},
+        "method.erase_weight": {"low": 0.3, "high": 10.0, "log": True},
+        "method.retain_weight": {"low": 0.3, "high": 10.0, "log": True},
+    }
     Config = ELMConfig
     config: ELMConfig
 

@@ -94,6 +94,11 @@ class FLAT(AnswerMethod):
     streams = ("forget", "retain")
     needs = frozenset({"rows", "reference_logprobs"})
     reference_streams = ("retain",)
+    search = {
+        "method.divergence": {"choices": ["tv", "kl", "pearson", "js"]},
+        "method.retain": {"choices": ["none", "nll", "kl"]},
+        "method.retain_weight": {"low": 0.3, "high": 10.0, "log": True},
+    }
     Config = FLATConfig
     config: FLATConfig
 

@@ -44,6 +44,7 @@ class GradientAscent(Method):
     summary = "raise the loss of the forget answers; no retain term, no bound"
     paper = "https://arxiv.org/abs/2210.01504"
     streams = ("forget",)
+    search = {}
     Config = GradientAscentConfig
 
     def loss(self, lm: PreTrainedModel, batch: Mapping[str, TokenBatch]) -> LossTerms:

@@ -60,6 +60,11 @@ class IDK(AnswerMethod):
     streams = ("forget", "retain")
     needs = frozenset({"rows", "reference_logprobs"})
     reference_streams = ("retain",)
+    search = {
+        "method.forget_weight": {"low": 0.03, "high": 3.0, "log": True},
+        "method.retain": {"choices": ["nll", "kl"]},
+        "method.retain_weight": {"low": 0.3, "high": 10.0, "log": True},
+    }
     Config = IDKConfig
     config: IDKConfig
 

@@ -92,6 +92,11 @@ class JensUn(RetainMethod):
     streams = ("forget", "retain")
     needs = frozenset({"rows", "reference_logprobs"})
     reference_streams = ("retain",)
+    search = {
+        "method.forget_weight": {"low": 0.03, "high": 3.0, "log": True},
+        "method.retain": {"choices": ["js", "nll", "kl"]},
+        "method.retain_weight": {"low": 0.3, "high": 10.0, "log": True},
+    }
     Config = JensUnConfig
     config: JensUnConfig
     refusal_ids: dict[int, tuple[int, ...]]

@@ -95,6 +95,10 @@ class KLMin(Method):
     streams = ("forget", "retain")
     needs = frozenset({"reference_logprobs"})
     reference_streams = ("retain",)
+    search = {
+        "method.forget_weight": {"low": 0.03, "high": 3.0, "log": True},
+        "method.retain_weight": {"low": 0.3, "high": 10.0, "log": True},
+    }
     Config = KLMinConfig
     config: KLMinConfig
 

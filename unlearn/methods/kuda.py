@@ -124,6 +124,11 @@ class KUDA(RetainMethod):
     needs = frozenset({"reference_logprobs", "rows"})
     reference_streams = ("retain",)
     sharded = False
+    search = {
+        "method.relaxation": {"low": 0.001, "high": 1.0, "log": True},
+        "method.forget_weight": {"low": 3.0, "high": 300.0, "log": True},
+        "method.retain_weight": {"low": 0.3, "high": 10.0, "log": True},
+    }
     Config = KUDAConfig
     config: KUDAConfig
 

@@ -159,6 +159,11 @@ class LAT(Wrapper):
     paper = "https://arxiv.org/abs/2407.15549"
     streams = ("forget",)
     wraps = True
+    search = {
+        "method.inner.name": {"choices": ["grad_diff", "npo"]},
+        "method.eps": {"low": 0.3, "high": 6.0, "log": True},
+        "method.attack_steps": {"choices": [4, 8, 16]},
+    }
     Config = LATConfig
     config: LATConfig
 

@@ -109,6 +109,12 @@ class Lunar(Method):
     streams = ("forget", "retain")
     needs = frozenset({"reference_hidden", "rows"})
     reference_streams = ("forget", "retain")
+    search = {
+        "optim.lr": {"low": 1.0, "high": 40.0, "log": True},
+        "method.coefficient": {"low": 0.5, "high": 8.0, "log": True},
+        "method.retain_weight": {"low": 0.1, "high": 10.0, "log": True},
+        "method.tokens": {"choices": ["prompt", "last", "all"]},
+    }
     Config = LunarConfig
     config: LunarConfig
     shift_D: Tensor

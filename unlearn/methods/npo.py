@@ -65,6 +65,11 @@ class NPO(RetainMethod):
     paper = "https://arxiv.org/abs/2404.05868"
     streams = ("forget", "retain")
     needs = frozenset({"reference_logprobs"})
+    search = {
+        "method.beta": {"low": 0.02, "high": 1.0, "log": True},
+        "method.retain": {"choices": ["nll", "kl"]},
+        "method.retain_weight": {"low": 0.3, "high": 10.0, "log": True},
+    }
     Config = NPOConfig
     config: NPOConfig
 

@@ -94,6 +94,11 @@ class PDU(RetainMethod):
     streams = ("forget", "retain")
     needs = frozenset({"reference_logprobs"})
     reference_streams = ("retain",)
+    search = {
+        "method.eps": {"low": 0.03, "high": 1.0, "log": True},
+        "method.retain_weight": {"low": 1.0, "high": 100.0, "log": True},
+        "method.retain": {"choices": ["nll", "kl"]},
+    }
     Config = PDUConfig
     config: PDUConfig
     weight: Tensor

@@ -133,6 +133,12 @@ class PISCES(Method):
     paper = "https://arxiv.org/abs/2505.22586"
     streams = ()
     needs = frozenset({"sae", "rows"})
+    search = {
+        "method.n_features": {"low": 1, "high": 20, "log": True, "int": True},
+        "method.tau": {"low": 0.1, "high": 0.9},
+        "method.mu": {"low": 1.0, "high": 100.0, "log": True},
+        "method.retain_threshold": {"low": 0.01, "high": 0.3, "log": True},
+    }
     Config = PISCESConfig
     config: PISCESConfig
 

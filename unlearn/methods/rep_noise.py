@@ -161,6 +161,11 @@ class RepNoise(RetainMethod):
     streams = ("forget", "retain")
     needs = frozenset({"reference_logprobs"})
     reference_streams = ("retain",)
+    search = {
+        "method.noise_weight": {"low": 0.0001, "high": 1.0, "log": True},
+        "method.ascent_weight": {"low": 0.03, "high": 3.0, "log": True},
+        "method.retain_weight": {"low": 0.3, "high": 10.0, "log": True},
+    }
     Config = RepNoiseConfig
     config: RepNoiseConfig
 

@@ -200,6 +200,11 @@ class RMU(Steering):
     streams = ("forget", "retain")
     needs = frozenset({"reference_hidden"})
     reference_streams = ("retain",)
+    search = {
+        "method.steering_coefficient": {"low": 0.5, "high": 20.0, "log": True},
+        "method.retain_weight": {"low": 0.1, "high": 100.0, "log": True},
+        "method.tokens": {"choices": ["all", "predictors"]},
+    }
     Config = RMUConfig
     config: RMUConfig
 

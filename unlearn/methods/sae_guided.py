@@ -113,6 +113,11 @@ class SAEGuided(Method):
     needs = frozenset({"sae", "banks", "reference_logprobs", "reference_hidden"})
     reference_streams: ClassVar[tuple[str, ...]] = ("retain", "known", "unknown")
     routed = True
+    search = {
+        "method.forget_weight": {"low": 1.0, "high": 30.0, "log": True},
+        "method.push": {"low": 0.0, "high": 1.0},
+        "method.position": {"choices": ["entity_end", "both"]},
+    }
     Config = SAEGuidedConfig
     config: SAEGuidedConfig
     latents_S: Tensor

@@ -71,6 +71,11 @@ class SatImp(RetainMethod):
     streams = ("forget", "retain")
     needs = frozenset({"reference_logprobs"})
     reference_streams = ("retain",)
+    search = {
+        "method.forget_weight": {"low": 0.1, "high": 10.0, "log": True},
+        "method.beta1": {"low": 1.0, "high": 6.0},
+        "method.retain_weight": {"low": 0.3, "high": 10.0, "log": True},
+    }
     Config = SatImpConfig
     config: SatImpConfig
 

@@ -70,6 +70,11 @@ class SimNPO(RetainMethod):
     streams = ("forget", "retain")
     needs = frozenset({"reference_logprobs"})
     reference_streams = ("retain",)
+    search = {
+        "method.beta": {"low": 0.5, "high": 10.0, "log": True},
+        "method.margin": {"low": 0.0, "high": 3.0},
+        "method.forget_weight": {"low": 0.03, "high": 3.0, "log": True},
+    }
     Config = SimNPOConfig
     config: SimNPOConfig
 

@@ -124,6 +124,11 @@ class SSPU(Method):
     needs = frozenset({"sae", "rows", "reference_hidden"})
     reference_streams = ("retain",)
     sharded = False
+    search = {
+        "method.steering": {"low": 1.0, "high": 30.0, "log": True},
+        "method.alpha": {"low": 0.1, "high": 100.0, "log": True},
+        "method.subspace_weight": {"low": 0.1, "high": 10.0, "log": True},
+    }
     Config = SSPUConfig
     config: SSPUConfig
     relevant_DK: Tensor

@@ -72,6 +72,10 @@ class TaskVector(Method):
     summary = "fine-tune on the forget rows, then subtract that change of the weights several times over"
     paper = "https://arxiv.org/abs/2212.04089"
     streams = ("forget",)
+    search = {
+        "optim.lr": {"low": 0.02, "high": 2.0, "log": True},
+        "method.alpha": {"low": 0.25, "high": 8.0, "log": True},
+    }
     Config = TaskVectorConfig
     config: TaskVectorConfig
 

@@ -98,6 +98,11 @@ class UNDIAL(RetainMethod):
     streams = ("forget", "retain")
     needs = frozenset({"reference_logprobs"})
     reference_streams = ("forget", "retain")
+    search = {
+        "method.beta": {"low": 3.0, "high": 100.0, "log": True},
+        "method.retain": {"choices": ["none", "nll", "kl"]},
+        "method.retain_weight": {"low": 0.3, "high": 10.0, "log": True},
+    }
     Config = UNDIALConfig
     config: UNDIALConfig
 

@@ -115,6 +115,11 @@ class Undo(Wrapper):
     streams = ("forget", "retain", "known", "unknown")
     wraps = True
     sharded = False
+    search = {
+        "method.inner.name": {"choices": ["grad_diff", "npo"]},
+        "method.alpha": {"low": 0.0, "high": 0.6},
+        "method.unlearn_fraction": {"low": 0.3, "high": 0.7},
+    }
     Config = UndoConfig
     config: UndoConfig
 

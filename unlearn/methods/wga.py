@@ -63,6 +63,11 @@ class WGA(RetainMethod):
     streams = ("forget", "retain")
     needs = frozenset({"reference_logprobs"})
     reference_streams = ("retain",)
+    search = {
+        "method.beta": {"low": 0.1, "high": 3.0, "log": True},
+        "method.forget_weight": {"low": 0.03, "high": 3.0, "log": True},
+        "method.retain": {"choices": ["nll", "kl"]},
+    }
     Config = WGAConfig
     config: WGAConfig
 
