@@ -45,6 +45,7 @@ LAYERS = (
     ("measuring", "attack_files", "export_files", "exported"),
     ("run", "benchmark", "attack", "export", "talk"),
     ("sweep",),
+    ("comparison",),
     ("cli",),
     ("__main__",),
 )

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from unlearn.evaluation.answers import entity_accuracies
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
@@ -53,7 +55,7 @@ def sample_answers(
 
 
 class Evaluation(Callback):
-    """Measures everything when training ends and writes ``results.json`` and ``samples.jsonl``.
+    """Measures everything when training ends and writes ``results.json``, ``entities.json`` and ``samples.jsonl``.
 
     Result keys (listed in ``unlearn.evaluation``): ``forget/*``, ``retain/*``, ``unknown/*``, ``generic/*``, ``latent/*``, ``collapse/*``.
     """
@@ -76,6 +78,7 @@ class Evaluation(Callback):
         if base is None:
             raise ValueError("measure_base has to run before the evaluation")
         self.run.write_results(self.suite.final(measured))
+        self.run.write_entities(entity_accuracies(self.suite.data.evaluation, measured.texts))
         rows = sample_answers(self.suite.data.evaluation, self.samples, measured, base)
         self.run.samples_path.unlink(missing_ok=True)
         self.run.append_samples(rows)

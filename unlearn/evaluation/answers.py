@@ -124,6 +124,23 @@ def right(text: str, row: Row) -> bool:
     return any(is_answer(text, answer) for answer in (row.answer, *row.accepted_answers))
 
 
+def entity_accuracies(evaluation: Mapping[str, Sequence[Row]], texts: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
+    """Share of right answers about each entity, by the key of the set's accuracy; sets of ``SET_NAMES`` only.
+
+    Args:
+        evaluation: rows of every set.
+        texts: answers to them, in their order.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for name in (name for name in SET_NAMES if name in evaluation and name in texts):
+        hits: dict[str, list[bool]] = {}
+        for row, text in zip(evaluation[name], texts[name], strict=True):
+            hits.setdefault(row.entity, []).append(right(text, row))
+        scope, suffix = SET_NAMES[name]
+        found[f"{scope}/accuracy{suffix}"] = {entity: sum(own) / len(own) for entity, own in hits.items()}
+    return found
+
+
 def measure_answers(lm: PreTrainedModel, rows: Sequence[Row], reader: Reader) -> AnswerRecords:
     """Everything about one set: one generation pass feeds the text metrics, one teacher-forced pass the likelihood metrics.
 

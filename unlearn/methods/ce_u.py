@@ -85,7 +85,7 @@ class CEU(RetainMethod):
     search = {
         "method.skip": {"choices": [0, 1]},
         "method.retain": {"choices": ["none", "nll", "kl"]},
-        "method.retain_weight": {"low": 0.3, "high": 10.0, "log": True},
+        "method.retain_weight": {"low": 0.3, "high": 10.0, "log": True, "when": {"method.retain": ["nll", "kl"]}},
     }
     Config = CEUConfig
     config: CEUConfig

@@ -97,7 +97,7 @@ class FLAT(AnswerMethod):
     search = {
         "method.divergence": {"choices": ["tv", "kl", "pearson", "js"]},
         "method.retain": {"choices": ["none", "nll", "kl"]},
-        "method.retain_weight": {"low": 0.3, "high": 10.0, "log": True},
+        "method.retain_weight": {"low": 0.3, "high": 10.0, "log": True, "when": {"method.retain": ["nll", "kl"]}},
     }
     Config = FLATConfig
     config: FLATConfig

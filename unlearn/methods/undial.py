@@ -101,7 +101,7 @@ class UNDIAL(RetainMethod):
     search = {
         "method.beta": {"low": 3.0, "high": 100.0, "log": True},
         "method.retain": {"choices": ["none", "nll", "kl"]},
-        "method.retain_weight": {"low": 0.3, "high": 10.0, "log": True},
+        "method.retain_weight": {"low": 0.3, "high": 10.0, "log": True, "when": {"method.retain": ["nll", "kl"]}},
     }
     Config = UNDIALConfig
     config: UNDIALConfig

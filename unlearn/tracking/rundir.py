@@ -21,12 +21,13 @@ STATES: tuple[str, ...] = ("running", "finished", "failed", "killed", "stopped")
 LONGEST = 255
 """Bytes that the name of a folder may have."""
 
-CONFIG, MANIFEST, METRICS, SAMPLES, RESULTS, STATUS, ACTIVATIONS, WEIGHTS = (
+CONFIG, MANIFEST, METRICS, SAMPLES, RESULTS, ENTITIES, STATUS, ACTIVATIONS, WEIGHTS = (
     "config.yaml",
     "manifest.json",
     "metrics.jsonl",
     "samples.jsonl",
     "results.json",
+    "entities.json",
     "status",
     "activations.npz",
     "weights.safetensors",
@@ -179,7 +180,7 @@ class RunDirectory:
 
     def artifacts(self) -> list[Path]:
         """The small files worth keeping in a tracking store, those that exist: everything but checkpoints and activations."""
-        names = (CONFIG, MANIFEST, METRICS, SAMPLES, RESULTS, STATUS)
+        names = (CONFIG, MANIFEST, METRICS, SAMPLES, RESULTS, ENTITIES, STATUS)
         plots = sorted(p for p in self.plots.glob("*") if p.is_file()) if self.plots.is_dir() else []
         return [self.path / n for n in names if (self.path / n).is_file()] + plots
 
@@ -198,6 +199,12 @@ class RunDirectory:
         with writing(self.results_path):
             write_atomic(self.results_path, dump_json(dict(sorted(merged.items()))) + "\n")
         return merged
+
+    def write_entities(self, means: Mapping[str, Mapping[str, float]]) -> None:
+        """Write entities.json, ``{key: {entity: mean}}``: what tests that pair entities need."""
+        path = self.path / ENTITIES
+        with writing(path):
+            write_atomic(path, dump_json({key: dict(found) for key, found in means.items()}) + "\n")
 
     def append_metrics(self, step: int, stage: str, metrics: Mapping[str, Any]) -> None:
         """Append one row {step, stage, key, value} for each metric."""
