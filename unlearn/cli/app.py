@@ -100,8 +100,34 @@ def compare_command(
     gold: Annotated[
         bool, typer.Option("--gold", help="Add the model that never saw the forget entities, and measure the others against it.")
     ] = False,
+    trials: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Tune every method first, with N trials on validation rows; then --seeds K is a number of seeds."),
+    ] = None,
+    attacks: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="With --trials: attacks of the test: quick (the default), full, a,b,c or none.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="METHOD", help="With --trials: the method that the others are tested against.")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(metavar="N", help="With --trials: methods worked on at the same time.")] = None,
+    ledger: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --trials: folder of the files that say what is done; RUNS/NAME/results.")
+    ] = None,
 ) -> None:
-    """Put finished runs side by side, or make them first: a configuration, many methods and seeds, one summary."""
+    """Put finished runs side by side, or make them first: a configuration, many methods and seeds, one summary.
+
+    With --trials the comparison is a fair one: every method gets the same budget of trials on validation entities and wordings, and its
+    best setting is measured with K seeds on test entities and wordings, attacks included. The same command goes on after an interruption.
+    """
+    asked = {"--attacks": attacks, "--reference": reference, "--jobs": jobs, "--ledger": ledger}
+    if trials is not None:
+        from unlearn.cli import comparison
+
+        comparison.start(words, methods, trials, seeds, gold, attacks, reference, jobs, ledger, out)
+        return
+    if given := [name for name, value in asked.items() if value is not None]:
+        raise typer.BadParameter(f"goes with --trials; found {given[0]} without it.", param_hint=given[0])
     if methods is None and seeds is None and not gold:
         from unlearn.cli import run
 

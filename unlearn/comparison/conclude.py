@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from unlearn.comparison.ledger import Ledger
-from unlearn.comparison.plan import UNTUNED, Plan
+from unlearn.comparison.plan import Plan
 from unlearn.functional.objective import AXES, LOWER_IS_BETTER
 from unlearn.functional.pairing import dominates, holm, mean_ranks, nested_interval, paired_p, pareto_front
 from unlearn.registry import entries
@@ -34,7 +34,7 @@ def conclude(plan: Plan) -> dict[str, Any]:
     ledger = Ledger(plan.ledger)
     tests: Tests = {method: found for method in plan.methods if (found := _tests(ledger, method, plan.seeds))}
     rows = {method: _row(ledger, method, found, plan.seeds) for method, found in tests.items()}
-    whole = [method for method in tests if method not in UNTUNED and len(tests[method]) == len(plan.seeds)]
+    whole = [method for method in tests if plan.tuned(method) and len(tests[method]) == len(plan.seeds)]
     _add_tests(rows, tests, whole, plan.reference)
     _add_ranks(rows, tests, whole, plan.seeds)
     _add_front(rows, whole)
@@ -69,6 +69,7 @@ def _row(ledger: Ledger, method: str, tests: Mapping[int, Mapping[str, Any]], se
     found: dict[str, Any] = {
         "seeds": list(tests),
         "complete": len(tests) == len(seeds),
+        "tuned": bool(tuning),
         "family": "" if entry is None else entry.facts.get("family", ""),
         "params": records[0]["params"],
         "tuning_score": tuning["best"]["score"] if tuning else None,

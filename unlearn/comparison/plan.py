@@ -13,15 +13,13 @@ from unlearn.config.load import Origin, load_config
 from unlearn.config.schema import RunConfig
 from unlearn.config.space import Space, default_point, method_space
 from unlearn.errors import ConfigError, did_you_mean
-from unlearn.registry import entries
+from unlearn.registry import entries, find
 
 REFERENCE = "sae_guided"
 """The method that the others are tested against, where nothing else is said."""
 SPACES = "spaces"
 """Section of the file: further keys to turn, by method."""
 NONE = "none"
-UNTUNED = ("none", "gold")
-"""Rows of reference: nothing about them can be tuned."""
 VALIDATION: Mapping[str, Any] = {
     "data": {"partition": "validation"},
     "evaluation": {
@@ -61,8 +59,8 @@ class Plan:
     gold: bool = False
 
     def tuned(self, method: str) -> bool:
-        """Whether there is anything about a method that can be tuned."""
-        return method not in UNTUNED
+        """Whether a method is tuned: it says what may be turned. Interventions and models of reference are measured as they are."""
+        return tunable(method)
 
     def run(self, method: str, seed: int, params: Mapping[str, Any]) -> RunConfig:
         """The configuration of a test run.
@@ -115,6 +113,11 @@ class Plan:
             "attack": merged(self.attack),
             "spaces": {method: dict(space) for method, space in self.spaces.items()},
         }
+
+
+def tunable(method: str) -> bool:
+    """Whether a method has a search space."""
+    return "search" in find("method", method, "--methods").facts
 
 
 def merged(layers: Sequence[Layer]) -> dict[str, Any]:
@@ -181,14 +184,14 @@ def read_plan(
     base = tuple(Layer({k: v for k, v in layer.tree.items() if k not in own}, layer.label, layer.prefix) for layer in layers)
     named = [str(layer.tree["name"]) for layer in layers if layer.tree.get("name")]
     files = [Path(layer.label).stem for layer in layers if layer.label.endswith((".yaml", ".yml"))]
-    name = [*files[-1:], *named[-1:], "comparison"][0] if not named else named[-1]
+    name = [*files, "comparison"][0] if not named else named[-1]
     rows = list(dict.fromkeys([*(["gold"] if gold else []), *methods]))
-    chosen = reference or (REFERENCE if REFERENCE in rows else next((m for m in rows if m not in UNTUNED), ""))
+    chosen = reference or (REFERENCE if REFERENCE in rows else next(filter(tunable, rows), ""))
     first = load_config([*(base or (Layer({}),)), Layer({"method": {"name": NONE}, "name": name})])
     plan = Plan(
         name=name,
         base=base,
-        methods=tuple(sorted(rows, key=lambda method: (method not in UNTUNED, method != chosen))),
+        methods=tuple(sorted(rows, key=lambda method: (tunable(method), method != chosen))),
         trials=trials,
         seeds=tuple(dict.fromkeys(seeds)),
         reference=chosen,
