@@ -52,13 +52,14 @@ def tune(plan: Plan, method: str) -> Mapping[str, Any]:
     if outcome.best is None:
         reasons = "; ".join(dict.fromkeys(trial.reason for trial in outcome.trials if trial.reason))
         raise RunError(f"{method} must have a trial that can be made; found {len(rows)} that failed: {reasons}")
-    best = {"number": outcome.best.number, "score": outcome.best.values[0], "params": dict(outcome.best.params)}
+    params = dict(outcome.best.params)
+    best = {"number": outcome.best.number, "score": outcome.best.values[0], "params": params}
     cost = {"cpu_seconds": sum(seconds.values()), "seconds": time.perf_counter() - started, "trials_made_here": len(seconds)}
     record = {"method": method, "trials": rows, "best": best, "space": plan.space(method), "cost": cost}
     ledger.write(ledger.tuning_path(method), record)
     for trial in outcome.trials:
         _lighten(trial.path)
-    return best["params"]
+    return params
 
 
 def score(results: Mapping[str, Any]) -> Sequence[float]:

@@ -53,7 +53,7 @@ def _clashes(data: EntityData) -> Iterator[str]:
         yield f"A row id must stand for one row; {len(clash)} ids stand for several: {pairs}."
 
 
-def _forms(rows: Iterable[Row]) -> set[str]:
+def forms_of(rows: Iterable[Row]) -> set[str]:
     """Names of the entities of ``rows``: the entity itself and the fullest form under which a row mentions it."""
     return {form for row in rows for form in (row.entity, *row.mentions[:1]) if form}
 
@@ -67,7 +67,7 @@ def owner_of(row: Row, names: Collection[str]) -> str:
 
 def _overlaps(data: EntityData) -> Iterator[str]:
     """Forget entities that own, or are named in the prompt of, a row that must be kept or is an anchor."""
-    names = _forms(data.streams.get("forget", ()))
+    names = forms_of(data.streams.get("forget", ()))
     for part, name, rows in sets_of(data):
         if name == "forget" or (part == "evaluation" and name not in _KEPT):
             continue

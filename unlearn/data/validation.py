@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 
 from unlearn.data.anchors import rng_for
-from unlearn.data.checks import fingerprinted, owner_of
+from unlearn.data.checks import fingerprinted, forms_of, owner_of
 from unlearn.data.entities import find_mention
 from unlearn.errors import DataError
 from unlearn.types import EntityData, Row
@@ -40,10 +40,11 @@ class _Cut:
 def validation(data: EntityData, seed: int) -> EntityData:
     """``data`` for tuning: other targets, unseen entities, held-out names and held-out wordings, none of which the test measures.
 
-    As many entities are forgotten as in the test, drawn from the retain entities that are asked about by name. A fifth of the retain
-    entities are in no loss. A fifth of the names of the unknown stream are held out. Where an attribute has several templates, the last
-    one is held out of all streams; where none has, the last fifth of the rows of every entity that is measured. Rows
-    that name a validation target but belong to somebody else are left out, as are evaluation sets of the source's own and ``holdout``.
+    As many entities are forgotten as in the test, at most a third of the retain entities that are asked about by name, from which they are
+    drawn. A fifth of the retain entities are in no loss. A fifth of the names of the unknown stream are held out. Where an attribute has
+    several templates, the last one is held out of all streams; where none has, the last fifth of the rows of every entity that is
+    measured. Rows that name a validation target but belong to somebody else are left out, as are evaluation sets of the source's own and
+    ``holdout``.
 
     Args:
         data: what the source serves for the test.
@@ -61,12 +62,14 @@ def validation(data: EntityData, seed: int) -> EntityData:
 
     def kept(rows: Iterable[Row], without: frozenset[str]) -> tuple[Row, ...]:
         found = (row for row in rows if row.entity not in without and row.row_id not in aside and not cut.heldout(row))
-        return tuple(row for row in found if not owner_of(row, cut.forget))
+        return tuple(row for row in found if not owner_of(row, named))
 
     def of(rows: Iterable[Row], names: frozenset[str]) -> list[Row]:
-        return [row for row in rows if row.entity in names and (names is cut.forget or not owner_of(row, cut.forget))]
+        return [row for row in rows if row.entity in names and not owner_of(row, named)]
 
-    own, unseen, strangers = of(retain, cut.forget), of(retain, cut.unseen), of(data.streams["unknown"], cut.strangers)
+    own = [row for row in retain if row.entity in cut.forget]
+    named = forms_of(own)
+    unseen, strangers = of(retain, cut.unseen), of(data.streams["unknown"], cut.strangers)
     streams = {
         "forget": tuple(row for row in own if not cut.heldout(row)),
         "retain": kept(retain, gone),
@@ -82,6 +85,11 @@ def validation(data: EntityData, seed: int) -> EntityData:
         "unknown": _evenly([row for row in strangers if row.kind == "qa"] or strangers),
     }
     latent = {"forget": _named(own, cut.heldout), "known": _named(unseen, cut.heldout), "unknown": _named(strangers, cut.heldout)}
+    if empty := [name for part in (streams, latent) for name, rows in part.items() if not rows]:
+        raise DataError(
+            f"data.partition=validation needs entities that are not named in each other's rows; found none left for {empty[0]} once "
+            f"the rows that name {len(cut.forget)} targets are left out."
+        )
     made = replace(
         data,
         streams=streams,
@@ -94,7 +102,7 @@ def validation(data: EntityData, seed: int) -> EntityData:
             **data.notes,
             "forgotten": ", ".join(sorted(cut.forget)),
             "partition": "validation: entities, names and wordings of the test's training streams",
-            "other words": "held-out templates" if reworded else "none: an entity has too few rows",
+            "other words": "held-out templates, or questions where there are none" if reworded else "none: an entity has too few rows",
             "generic": "texts of the retain stream" if measured_texts else "the test's",
         },
     )
@@ -112,10 +120,11 @@ def _divide(data: EntityData, seed: int) -> _Cut:
     asked = {row.entity for row in (*data.streams["retain"], *data.streams["known"]) if _is_asked(row)}
     n_unseen = max(LEAST, round(SHARE * len(everyone)))
     able = [name for name in everyone if name in asked]
-    needed = len(forgotten) + n_unseen
+    n_forget = max(1, min(len(forgotten), len(able) // 3))
+    needed = n_forget + n_unseen
     if len(able) < needed or len(everyone) < needed + LEAST:
         raise DataError(
-            f"data.partition=validation needs {needed + LEAST} retain entities that are asked about by name: {len(forgotten)} to forget, "
+            f"data.partition=validation needs {needed + LEAST} retain entities that are asked about by name: {n_forget} to forget, "
             f"{n_unseen} to hold out and {LEAST} to keep; found {len(able)} of {len(everyone)}."
         )
     order = [able[i] for i in rng_for(seed, "validation entities").permutation(len(able))]
@@ -123,7 +132,7 @@ def _divide(data: EntityData, seed: int) -> _Cut:
     if len(names) < 2 * LEAST:
         raise DataError(f"data.partition=validation needs {2 * LEAST} unknown names, {LEAST} of them to hold out; found {len(names)}.")
     drawn = rng_for(seed, "validation names").permutation(len(names))[: max(LEAST, round(SHARE * len(names)))]
-    forget, unseen = frozenset(order[: len(forgotten)]), frozenset(order[len(forgotten) : needed])
+    forget, unseen = frozenset(order[:n_forget]), frozenset(order[n_forget:needed])
     strangers = frozenset(names[i] for i in drawn)
     return _Cut(forget, unseen, strangers, _heldout(data, forget | unseen))
 

@@ -73,7 +73,7 @@ def paired_p(values: Nested, reference: Nested, seed: int = 0, resamples: int = 
         resamples: most flips, >= 1.
 
     Returns:
-        In (0, 1]; 1 where every difference is 0; nan where a value is not finite.
+        In (0, 1]; 1 where there is one pair only or every difference is 0; nan where a value is not finite.
 
     Raises:
         DataError: the two do not pair up.
@@ -87,7 +87,7 @@ def paired_p(values: Nested, reference: Nested, seed: int = 0, resamples: int = 
     a, b = (np.concatenate([np.asarray(row, dtype=np.float64) for row in side]) for side in (values, reference))
     if not np.isfinite(a - b).all():
         return float("nan")
-    if not (a - b).any():
+    if len(a) < 2 or not (a - b).any():
         return 1.0
 
     def difference(x: Array, y: Array, axis: int = -1) -> Array:

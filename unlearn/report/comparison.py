@@ -68,11 +68,10 @@ def _cell(entry: Mapping[str, Any] | None, form: str, interval: bool = False) ->
 
 def caption(summary: Mapping[str, Any]) -> str:
     """What the numbers are."""
-    text = (
+    return (
         f"{summary['trials']} trials on validation rows, then means over {len(summary['seeds'])} seeds on test rows; * differs from "
         f"{summary['reference']} (paired permutation test over seeds and entities where there are, Holm-adjusted p < {FINDING})"
     )
-    return text
 
 
 def comparison_markdown(summary: Mapping[str, Any]) -> str:
