@@ -227,6 +227,12 @@ def test_every_shipped_configuration_loads(path):
         own, others = separate([path], [])
         assert attack_settings("full", own)
         assert {"attack", *(key for layer in others for key in layer.tree)} == set(tree)
+        if "spaces" in tree:
+            from unlearn.comparison import read_plan
+
+            plan = read_plan([path], [], methods=["none", *tree["spaces"]], trials=1, seeds=[0])
+            assert plan.sweep(next(iter(tree["spaces"])))["search"].items() >= next(iter(tree["spaces"].values())).items()
+            return
         load_config([PRESET_BASE, *others])
         return
     runs = load_study(path if {"name", "study"} & tree.keys() else [PRESET_BASE, path])

@@ -33,10 +33,11 @@ def method_space(run: RunConfig, more: Mapping[str, Mapping[str, Any]] | None = 
         ConfigError: the method is not known.
     """
     facts = find("method", run.method.name, "method.name").facts
-    steps = bool(facts.get("streams")) or bool(facts.get("wraps"))
+    steps = bool(facts.get("streams", True))  # a method that states none has those of the one it is made from
     given = {**(COMMON if steps else {}), **facts.get("search", {})}
     own = {"optim.lr": run.optim.lr, "optim.steps": run.optim.steps}
     space = {key: _times(bounds, own[key]) if key in own else dict(bounds) for key, bounds in given.items()}
+    space = {key: bounds for key, bounds in space.items() if "choices" in bounds or bounds["low"] < bounds["high"]}  # steps: 1
     return space | {key: dict(bounds) for key, bounds in (more or {}).items()}
 
 

@@ -132,6 +132,11 @@ class SAEErase(SAEGuided):
     reference_streams: ClassVar[tuple[str, ...]] = ("retain", "unknown")
     routed = False
     sharded = False
+    search = {
+        "method.output_weight": {"low": 0.5, "high": 20.0, "log": True},
+        "method.meta_weight": {"low": 0.3, "high": 10.0, "log": True},
+        "method.retain_kl": {"low": 1.0, "high": 30.0, "log": True},
+    }
     Config = SAEEraseConfig
     config: SAEEraseConfig
 

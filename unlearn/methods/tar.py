@@ -87,6 +87,11 @@ class TAR(Method):
     needs = frozenset({"rows", "reference_hidden"})
     reference_streams = ("retain",)
     sharded = False
+    search = {
+        "method.resistance_weight": {"low": 0.5, "high": 20.0, "log": True},
+        "method.retain_weight": {"low": 0.3, "high": 10.0, "log": True},
+        "method.adversary_steps": {"choices": [4, 8, 16]},
+    }
     Config = TARConfig
     config: TARConfig
 
