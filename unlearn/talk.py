@@ -177,7 +177,7 @@ def _of_subject(subject: Subject, sources: Sequence[Origin], overrides: Sequence
 def _with_data(config: RunConfig, models: Models, identity: Mapping[str, str], method: str = "") -> Conversation:
     """A conversation that knows the names of the data source."""
     source = find("source", config.data.source, "data.source").load()(config.data, seed=config.seed, cache=cache_folder(config))
-    data = models.assembly.data if models.assembly is not None else source.load()
+    data = models.assembly.data if models.assembly is not None else source.serve()
     reader = models.assembly.suite.reader if models.assembly is not None else reader_of(config, source, data, models)
     meter, _ = recognition_of(config, data, reader, models, identity)
     return Conversation(

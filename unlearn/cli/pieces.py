@@ -47,7 +47,7 @@ class Pieces:
     @cached_property
     def data(self) -> EntityData:
         """The rows."""
-        return self.source.load()
+        return self.source.serve()
 
     @cached_property
     def assets(self) -> Assets | None:
