@@ -149,11 +149,11 @@ class Toy:
         settings = cls.Config(name=name, **config)
         return cls(settings, self.context().only(cls.required(settings)))
 
-    def ready(self, name: str, dtype: torch.dtype | None = None, **config: Any) -> tuple[Any, Method]:
+    def ready(self, name: str, dtype: torch.dtype | None = None, model: ModelConfig | None = None, **config: Any) -> tuple[Any, Method]:
         """A copy of the language model with the weights freed that a run would train, and the method, set up on it."""
         lm = copy.deepcopy(self.lm).to(dtype)
         method = self.method(name, **config)
-        lm, _ = select_weights(lm, method, ModelConfig())
+        lm, _ = select_weights(lm, method, model or ModelConfig())
         method.setup(lm)
         return lm, method
 

@@ -98,6 +98,7 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
     from unlearn.latents.selection import select_latents
     from unlearn.launch import frozen_device, trainer_settings
     from unlearn.methods.base import MethodContext
+    from unlearn.models.bits import check_bits, weights_name
     from unlearn.models.decoder import blocks_of
     from unlearn.models.hook_check import check_hook_point, measure_hook_point
     from unlearn.models.identity import identity
@@ -112,24 +113,24 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
         torch.set_num_threads(config.trainer.threads)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     cache = cache_folder(config)
+    device = frozen_device(settings)
+    method_class = find("method", config.method.name, "method.name").load()
+    check_bits(config.model, config.optim, device, settings["strategy"], method_class.trains)
 
     with stage("data"):
         source = find("source", config.data.source, "data.source").load()(config.data, seed=config.seed, cache=cache)
-        method_class = find("method", config.method.name, "method.name").load()
         needs = method_class.required(config.method)
         gold = config.evaluation.gold or ("source" if "gold" in needs else None)
         assets = source.assets(gold=gold == "source", progress=config.trainer.progress_bar)
         data = source.serve()
         check_streams(data)
     with stage("language model and SAE"):
-        lm, tokenizer = load_lm(config.model, assets.model if assets else None)
+        lm, tokenizer = load_lm(config.model, assets.model if assets else None, device)
         if config.sae.route is not None:
             check_routed(method_class, config)
             sae: FrozenSAE = load_route_sae(Path(config.sae.route).expanduser())
         else:
             sae = load_sae(config.sae, assets.sae if assets else None)
-        device = frozen_device(settings)
-        lm.to(device)
         sae.to(device)
         load_gold = None if gold is None else gold_loader(config, gold, assets, device)
         layer = max(sae.layers)
@@ -161,7 +162,7 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
         config.sae.route or config.sae.path or (f"{config.sae.release}/{config.sae.sae_id}" if config.sae.release else assets.sae)
     )
     frozen = cache_key(
-        model_id, sae_id, data.fingerprint, source.prompt_format, config.model.dtype, layer, config.latents, config.data.max_length
+        model_id, sae_id, data.fingerprint, source.prompt_format, weights_name(config.model), layer, config.latents, config.data.max_length
     )
     second = config.sae.heldout_path or (assets.heldout_sae if assets else None)
     with stage("hook point"):
@@ -203,7 +204,7 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
             suite.places = PlaceMeter(groups, places(layer, n_blocks, sae, heldout), config.evaluation, reader.pad_id, config.seed)
             suite.places.remember(lm, cache / "places" / f"{cache_key(frozen, second and identity(second))}.safetensors")
     if config.evaluation.depth:
-        suite.original = lambda: load_lm(config.model, assets.model if assets else None)[0].to(device)
+        suite.original = lambda: load_lm(config.model, assets.model if assets else None, device)[0]
         suite.gold_model = load_gold
     latent = LatentDistance(meter, config.evaluation.every, run)
     latent.remember(lm)
@@ -259,7 +260,7 @@ def gold_loader(config: RunConfig, gold: str, assets: Assets | None, device: tor
             f"evaluation.gold must be a directory or hub id with data.source '{config.data.source}', which brings no gold model."
         )
     named = replace(config.model, path=None if gold == "source" else gold, revision=None, tokenizer=None)
-    return lambda: load_lm(named, place)[0].to(device)
+    return lambda: load_lm(named, place, device)[0]
 
 
 def load_heldout(place: str | Path | None, device: torch.device) -> FrozenSAE | None:

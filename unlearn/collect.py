@@ -90,8 +90,7 @@ def collect(config: Any, out: Path, entities: Sequence[str] = (), *, force: bool
         data = source.serve()
     targets = find_targets(data, entities)
     with stage("language model"):
-        lm, tokenizer = load_lm(config.model, assets.model if assets else None)
-        lm.to(device)
+        lm, tokenizer = load_lm(config.model, assets.model if assets else None, device)
     maker: Maker = find("maker", config.maker.name, "maker.name").load()(config.maker, data.refusals)
     ask = Asking(lm, tokenizer, config.maker, source.prompt_format, config.seed, shown)
     made = maker.make(targets, ask)

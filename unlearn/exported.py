@@ -119,7 +119,7 @@ def _original(
     known = base is not None or local or provenance["base"]["hub"] or (named.path is None and assets is not None)
     if not known:
         return None, "this folder does not say where its original model is: name it by --base"
-    load = once(lambda: load_lm(named, assets.model if assets else None)[0].to(device))
+    load = once(lambda: load_lm(named, assets.model if assets else None, device)[0])
     try:
         load()
     except ModelError as error:
@@ -135,8 +135,8 @@ def _weights(folder: Path, provenance: Mapping[str, Any], config: RunConfig, ori
 
     if provenance["form"] != "adapter":
         own: ModelConfig = replace(config.model, path=str(folder), revision=None, tokenizer=None, dtype=provenance["dtype"])
-        lm, tokenizer = load_lm(own, None)
-        return Models(lm=lm.to(device), tokenizer=tokenizer)
+        lm, tokenizer = load_lm(own, None, device)
+        return Models(lm=lm, tokenizer=tokenizer)
     if original is None:
         raise ModelError(f"{folder} holds an adapter, which needs its original model; found none: name it by --base.")
     import copy

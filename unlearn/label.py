@@ -184,8 +184,8 @@ class Asker:
         self.prompts: PromptFormat = source.prompt_format
         with stage("language model"):
             assets = source.assets(progress=config.trainer.progress_bar) if config.model.path is None else None
-            self.lm, self.tokenizer = load_lm(config.model, assets.model if assets else None)
-            self.lm.to(frozen_device(trainer_settings(config.trainer)))
+            device = frozen_device(trainer_settings(config.trainer))
+            self.lm, self.tokenizer = load_lm(config.model, assets.model if assets else None, device)
         place = config.model.path or (assets.model if assets else "")
         self.settings: dict[str, Any] = {
             "rule": asdict(rule),

@@ -40,12 +40,14 @@ def reader_of(config: RunConfig, source: Source, data: EntityData, models: Model
 
 def _frozen_key(config: RunConfig, data: EntityData, reader: Reader, models: Models, identity: Mapping[str, str], layer: int) -> str:
     """Key of what is read from the frozen model."""
+    from unlearn.models.bits import weights_name
+
     who = identity["model"] if models.original is None else identity["base"]
     if models.assembly is not None:
         who = f"{models.assembly.facts['model_fingerprint']} {models.assembly.facts['sae_fingerprint']}"
     beside = [identity[key] for key in ("sae", "heldout_sae", "tokenizer")]
     rows = data.fingerprint, reader.prompt_format, reader.max_length
-    return cache_key(KIND, who, beside, rows, config.model.dtype, layer, config.latents)
+    return cache_key(KIND, who, beside, rows, weights_name(config.model), layer, config.latents)
 
 
 def anchors_of(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from lightning.pytorch import LightningModule
 from torch.optim.lr_scheduler import LambdaLR
 
 from unlearn.functional.ranks import across_ranks, averaged
 from unlearn.functional.schedule import learning_rate_factor
+from unlearn.models.bits import make_optimiser
 from unlearn.models.decoder import device_of
 from unlearn.models.sharded import Sharded
 from unlearn.tracking.randomness import everyone, random_state, set_random_state
@@ -123,6 +123,6 @@ class UnlearningModule(LightningModule):
         """AdamW over the trained weights; warm-up, then constant, linear or cosine decay."""
         o = self.optim
         trained = [p for p in self.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=o.lr, betas=(o.betas[0], o.betas[1]), weight_decay=o.weight_decay)
+        optimizer = make_optimiser(o, trained)
         schedule = LambdaLR(optimizer, lambda step: learning_rate_factor(step, o.steps, o.warmup_steps, o.schedule))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

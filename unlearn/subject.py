@@ -151,23 +151,21 @@ def load_models(subject: Subject, config: RunConfig) -> Models:
             lm=assembly.module.lm,
             tokenizer=assembly.suite.reader.tokenizer,
             sae=meter.sae if meter is not None and said.sae == config.sae else own_sae(),
-            original=once(lambda: load_lm(said.model, assets.model if assets else None)[0].to(device)),
+            original=once(lambda: load_lm(said.model, assets.model if assets else None, device)[0]),
             assembly=assembly,
             assets=assets,
         )
     with stage("models"):
-        lm, tokenizer = load_lm(config.model, None)
-        lm.to(device)
+        lm, tokenizer = load_lm(config.model, None, device)
         models = Models(lm=lm, tokenizer=tokenizer, sae=own_sae())
     if subject.base is not None:
         with stage("original model"):
-            base, words = load_lm(replace(config.model, path=subject.base, revision=None), None)
+            base, words = load_lm(replace(config.model, path=subject.base, revision=None), None, device)
         check_base(lm, base, subject.base)
         if words.get_vocab() != tokenizer.get_vocab():
             raise ModelError(
                 f"--base must be the model that {subject.name} was made from; found other words in the tokenizer of {subject.base}."
             )
-        base.to(device)
         models.original = lambda: base
     return models
 

@@ -94,3 +94,16 @@ def test_plain_values():
         RED = 1
 
     assert plain({"a": (1, Path("/x")), "b": Colour.RED}) == {"a": [1, "/x"], "b": "RED"}
+
+
+def test_keys_that_came_later_do_not_change_the_fingerprint_of_runs_made_before():
+    flat = flatten(make())
+    assert module.ADDED.items() <= flat.items(), "what is not counted must be a default"
+    assert not module.ADDED.keys() & module.NO_EFFECT
+    older = {key: value for key, value in flat.items() if key not in module.ADDED}
+    assert fingerprint(older) == fingerprint(make()) != fingerprint({**flat, "new.key": 1})
+
+
+@pytest.mark.parametrize("override", ["model.quantise=nf4", "model.chat.system=Hi", "optim.name=adamw_8bit", "model.gradient_checkpointing=true"])
+def test_they_count_when_they_are_set(override):
+    assert fingerprint(make(override)) != fingerprint(make())

@@ -10,7 +10,7 @@ from tests.tiny import tiny_batch, tiny_gemma2, tiny_gpt2, tiny_llama
 from unlearn.config.schema import LoRAConfig, ModelConfig, TrainableConfig
 from unlearn.errors import ConfigError, ModelError
 from unlearn.models.capture import capture
-from unlearn.models.decoder import base_of
+from unlearn.models.decoder import adapters_off, base_of, blocks_of, evaluating
 from unlearn.models.forward import forward
 from unlearn.models.trainable import load_trainable_state, parse_blocks, select_trainable, trainable_state
 
@@ -189,3 +189,70 @@ def test_state_goes_out_and_in(options):
     first = next(iter(state))
     with pytest.raises(ModelError, match=f"differ at {re.escape(first)}"):
         load_trainable_state(lm, {**state, first: torch.zeros(1)})
+
+
+ADAPTERS = {"trainable": TrainableConfig(mode="lora", blocks="1-2"), "lora": LoRAConfig(rank=2, dropout=0.5, targets=["c_attn", "c_proj"])}
+
+
+def adapted_gpt2(**options):
+    """GPT-2 with dropout everywhere, as the public one has it, and adapters that change what it computes."""
+    lm = tiny_gpt2()
+    for module in lm.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.5
+    lm, _ = select_trainable(lm, ModelConfig(**ADAPTERS, **options), 2)
+    with torch.no_grad():
+        for name, weight in lm.named_parameters():
+            if "lora_B" in name:
+                weight.fill_(0.1)
+    return lm
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_only_the_adapters_drop_anything_out_while_training(checkpointing):
+    lm, batch = adapted_gpt2(gradient_checkpointing=checkpointing), tiny_batch()
+    torch.manual_seed(0)
+    first, second = (capture(lm, batch, 2).detach() for _ in range(2))
+    assert not torch.equal(first, second)
+    with adapters_off(lm):
+        torch.testing.assert_close(capture(lm, batch, 2), capture(lm, batch, 2), rtol=0, atol=0)
+    with evaluating(lm):
+        torch.testing.assert_close(capture(lm, batch, 2), capture(lm, batch, 2), rtol=0, atol=0)
+    assert not torch.equal(capture(lm, batch, 2), capture(lm, batch, 2)), "measuring must not end training mode"
+
+
+def test_checkpointing_is_on_in_train_mode_only_and_keeps_no_graph_below_what_is_trained():
+    lm, batch = adapted_gpt2(gradient_checkpointing=True), tiny_batch()
+    calls = []
+    for n, block in enumerate(blocks_of(lm)):
+        plain = block._gradient_checkpointing_func
+        block._gradient_checkpointing_func = lambda *args, n=n, plain=plain, **kwargs: calls.append(n) or plain(*args, **kwargs)
+    inputs = []
+    handle = blocks_of(lm)[1].register_forward_pre_hook(lambda module, args: inputs.append(args[0].requires_grad))
+    capture(lm, batch, 2).square().sum().backward()
+    handle.remove()
+    assert calls == [0, 1, 2]
+    assert inputs == [False]
+    trained = {name: p for name, p in lm.named_parameters() if p.requires_grad}
+    assert all(p.grad.abs().sum() > 0 for name, p in trained.items())
+    calls.clear()
+    with evaluating(lm):
+        capture(lm, batch, 2)
+    assert calls == []
+
+
+def test_a_family_that_cannot_compute_activations_again(monkeypatch):
+    lm = tiny_llama()
+    monkeypatch.setattr(type(lm), "supports_gradient_checkpointing", False)
+    with pytest.raises(ConfigError, match="model.gradient_checkpointing must be false for a LlamaForCausalLM, which cannot do it"):
+        select_trainable(lm, ModelConfig(gradient_checkpointing=True), None)
+
+
+def test_rank_stabilised_adapters_are_scaled_by_the_root_of_their_rank():
+    from peft.tuners.lora import LoraLayer
+
+    by_rank = {}
+    for rslora in (False, True):
+        lm, _ = select(tiny_llama(), 1, mode="lora", lora=LoRAConfig(rank=4, alpha=8.0, rslora=rslora))
+        by_rank[rslora] = {m.scaling["default"] for m in lm.modules() if isinstance(m, LoraLayer)}
+    assert by_rank == {False: {8.0 / 4}, True: {8.0 / 4**0.5}}

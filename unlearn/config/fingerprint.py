@@ -35,7 +35,15 @@ NO_EFFECT: frozenset[str] = frozenset(
 )
 """Keys (or whole sections) that say where and how a run is made, not what comes out of it."""
 
-ADDED: Mapping[str, Scalar] = {"data.partition": "test"}
+ADDED: Mapping[str, Scalar] = {
+    "data.partition": "test",
+    "model.chat.system": None,
+    "model.chat.template": "auto",
+    "model.chat.user": "{question}",
+    "model.gradient_checkpointing": False,
+    "model.quantise": None,
+    "optim.name": "adamw",
+}
 """Keys that came later, with the value that stands for what was done before; with it they do not count, so that older runs stay valid."""
 
 ABSENT = "(absent)"

@@ -46,6 +46,22 @@ class TrainableConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChatConfig:
+    """How a question is put to an instruction-tuned model: in the turns of its tokenizer's chat template."""
+
+    template: str = "auto"
+    """auto (the chat template where the tokenizer has one, else data.question_format), on, or off"""
+    system: str | None = None
+    """system prompt; null for none"""
+    user: str = "{question}"
+    """text of the user's turn; must contain {question}"""
+
+    def __post_init__(self) -> None:
+        one_of(self.template, ("auto", "on", "off"), "model.chat.template")
+        check("{question}" in self.user, "model.chat.user", "a text that contains {question}", self.user)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The language model."""
 
@@ -59,6 +75,12 @@ class ModelConfig:
     """weights: float32, bfloat16 or float16"""
     attention: str | None = None
     """attention implementation: eager, sdpa, flash_attention_2; null leaves the choice to transformers"""
+    quantise: str | None = None
+    """8bit or nf4: the frozen weights in 8 or 4 bits through bitsandbytes, for trainable.mode lora; null for none"""
+    gradient_checkpointing: bool = False
+    """whether activations of a block are computed again in the backward pass, which saves memory and costs time"""
+    chat: ChatConfig = field(default_factory=ChatConfig)
+    """chat template of an instruction-tuned model"""
     trust_remote_code: bool = False
     """whether code from the hub may run; off unless you ask"""
     trainable: TrainableConfig = field(default_factory=TrainableConfig)
@@ -68,6 +90,8 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         one_of(self.dtype, ("float32", "bfloat16", "float16"), "model.dtype")
+        if self.quantise is not None:
+            one_of(self.quantise, ("8bit", "nf4"), "model.quantise")
         if self.attention is not None:
             one_of(self.attention, ("eager", "sdpa", "flash_attention_2"), "model.attention")
 

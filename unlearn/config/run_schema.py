@@ -67,10 +67,15 @@ class MethodConfig:
     """name of the method; `unlearn list methods` shows them"""
 
 
+OPTIMISERS = ("adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit")
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
     """Optimiser and schedule."""
 
+    name: str = "adamw"
+    """adamw; through bitsandbytes adamw_8bit, paged_adamw, paged_adamw_8bit (states in 8 bits; moved to the CPU when memory is short)"""
     steps: int = 60
     """optimiser steps, >= 0"""
     lr: float = 5e-4
@@ -87,6 +92,7 @@ class OptimConfig:
     """largest gradient norm, >= 0; 0 turns clipping off"""
 
     def __post_init__(self) -> None:
+        one_of(self.name, OPTIMISERS, "optim.name")
         check(self.steps >= 0, "optim.steps", ">= 0", self.steps)
         check(self.lr > 0, "optim.lr", "> 0", self.lr)
         check(self.weight_decay >= 0, "optim.weight_decay", ">= 0", self.weight_decay)

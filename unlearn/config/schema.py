@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 from omegaconf import MISSING
 
 from unlearn.config.checks import check
-from unlearn.config.model_schema import LatentsConfig, LoRAConfig, ModelConfig, SAEConfig, TrainableConfig
+from unlearn.config.model_schema import ChatConfig, LatentsConfig, LoRAConfig, ModelConfig, SAEConfig, TrainableConfig
 from unlearn.config.run_schema import BatchConfig, EvaluationConfig, MethodConfig, OptimConfig, SourceConfig, TrackingConfig, TrainerConfig
 
 __all__ = [
     "BatchConfig",
+    "ChatConfig",
     "EvaluationConfig",
     "LatentsConfig",
     "LoRAConfig",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unlearn.data.tokenize import TokenRow, collate
 from unlearn.errors import DataError
 from unlearn.functional.tokens import token_mean, token_nll
-from unlearn.models.decoder import device_of
+from unlearn.models.decoder import device_of, in_eval_mode
 from unlearn.models.forward import forward
 
 if TYPE_CHECKING:
@@ -25,18 +25,14 @@ def _differentiable(lm: nn.Module) -> Iterator[list[nn.Parameter]]:
     """Every floating-point parameter with gradients on, modules in eval mode; afterwards all is as it was."""
     weights = [weight for weight in lm.parameters() if weight.is_floating_point()]
     frozen = [weight for weight in weights if not weight.requires_grad]
-    training = [module for module in lm.modules() if module.training]
-    lm.eval()
     for weight in frozen:
         weight.requires_grad_(True)
     try:
-        with torch.enable_grad():
+        with in_eval_mode(lm), torch.enable_grad():
             yield weights
     finally:
         for weight in frozen:
             weight.requires_grad_(False)
-        for module in training:
-            module.training = True
 
 
 def _norm(gradients: Sequence[Tensor | None], p: float, compat: bool) -> float:

@@ -17,6 +17,7 @@ from unlearn.evaluation.collapse import CONTINUATIONS, answer_entropy, free_text
 from unlearn.evaluation.depth import lens_ranks, measure_depth
 from unlearn.evaluation.privacy import against_gold, comparable, membership
 from unlearn.evaluation.shard import kept_or_made
+from unlearn.models.decoder import in_eval_mode
 from unlearn.tracking.files import write_atomic
 
 if TYPE_CHECKING:
@@ -89,12 +90,8 @@ class Suite:
             lm: the model.
             announce: called with the name of each stage before it starts.
         """
-        was_training = lm.training
-        lm.eval()
-        try:
+        with in_eval_mode(lm):
             return self._measure(lm, announce)
-        finally:
-            lm.train(was_training)
 
     def _measure(self, lm: PreTrainedModel, announce: Callable[[str], None]) -> Measurement:
         results: dict[str, float] = {}

@@ -133,16 +133,22 @@ def head(lm: nn.Module, hidden_AD: Tensor, module: nn.Module | None = None) -> T
 
 
 @contextmanager
-def evaluating(lm: nn.Module) -> Iterator[None]:
-    """Put every module in eval mode and gradients off; afterwards each module's own mode is back, whatever it was."""
+def in_eval_mode(lm: nn.Module) -> Iterator[None]:
+    """Put every module in eval mode; afterwards each module's own mode is back, whatever it was."""
     training = [module for module in lm.modules() if module.training]
     lm.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def evaluating(lm: nn.Module) -> Iterator[None]:
+    """Put every module in eval mode and gradients off; afterwards each module's own mode is back, whatever it was."""
+    with in_eval_mode(lm), torch.no_grad():
+        yield
 
 
 def adapters_off(lm: nn.Module) -> AbstractContextManager[None]:

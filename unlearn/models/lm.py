@@ -10,6 +10,7 @@ import torch
 
 from unlearn.config.schema import ModelConfig
 from unlearn.errors import ModelError
+from unlearn.models.bits import quantised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -42,10 +43,11 @@ def _failed(key: str, place: str, error: Exception) -> ModelError:
     return ModelError(f"{key} {place} could not be loaded: {offline}{one_line(error)}")
 
 
-def _load_model(place: str, config: ModelConfig) -> Any:
+def _load_model(place: str, config: ModelConfig, device: torch.device | str) -> Any:
     from transformers import AutoModelForCausalLM
 
     options: dict[str, Any] = {} if config.attention is None else {"attn_implementation": config.attention}
+    options |= quantised(config, device)
     try:
         lm, info = AutoModelForCausalLM.from_pretrained(
             place,
@@ -89,18 +91,22 @@ def _load_tokenizer(place: str, config: ModelConfig) -> Any:
     return tokenizer
 
 
-def load_lm(config: ModelConfig, default: Path | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_lm(
+    config: ModelConfig, default: Path | None, device: torch.device | str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The language model that the configuration names, else the one at ``default``, with its tokenizer.
 
-    The model is on the CPU, in eval mode, and nothing in it requires a gradient (``select_trainable`` decides). The tokenizer has a padding
-    token (its end of sequence where it has none of its own; the attention mask tells them apart) and pads on the right.
+    The model is on ``device``, in eval mode, and nothing in it requires a gradient (``select_trainable`` decides). The tokenizer has a
+    padding token (its end of sequence where it has none of its own; the attention mask tells them apart) and pads on the right.
     Nothing is fetched when ``HF_HUB_OFFLINE`` is set.
 
     Args:
         config: the ``model`` section.
         default: directory of the model that the data source brings along.
+        device: where the model is put.
 
     Raises:
+        ConfigError: ``model.quantise`` without bitsandbytes.
         ModelError: no model is named, it cannot be found, fetched or read, weights are missing from it, its tokenizer gives no character
             offsets, or the tokenizer has more entries than the model has embeddings.
     """
@@ -111,7 +117,7 @@ def load_lm(config: ModelConfig, default: Path | None) -> tuple[PreTrainedModel,
         raise ModelError(f"The data source's language model must be a directory; found none at {place}.")
     tokenizer_place = place if config.tokenizer is None else locate(config.tokenizer, "model.tokenizer")
     tokenizer = _load_tokenizer(tokenizer_place, config)
-    lm = _load_model(place, config)
+    lm = _load_model(place, config, device)
     rows = lm.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise ModelError(f"The tokenizer must have at most as many entries as the model has embeddings ({rows}); found {len(tokenizer)}.")
@@ -119,4 +125,4 @@ def load_lm(config: ModelConfig, default: Path | None) -> tuple[PreTrainedModel,
     if lm.generation_config is not None:
         lm.generation_config.pad_token_id = tokenizer.pad_token_id
     lm.requires_grad_(False)
-    return lm.eval(), tokenizer
+    return (lm if config.quantise else lm.to(device)).eval(), tokenizer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +115,11 @@ def _with_lora(lm: nn.Module, config: LoRAConfig, blocks: Sequence[int]) -> nn.M
         task_type="CAUSAL_LM",
     )
     adapted: nn.Module = get_peft_model(lm, options)
-    return adapted.train(lm.training)
+    adapted.train(lm.training)
+    for name, module in adapted.named_modules():
+        if "lora_dropout" in name.split("."):
+            module.train()
+    return adapted
 
 
 def _chosen_parameters(lm: nn.Module, config: TrainableConfig, blocks: Sequence[int], deepest: int | None) -> list[nn.Parameter]:
@@ -127,6 +132,31 @@ def _chosen_parameters(lm: nn.Module, config: TrainableConfig, blocks: Sequence[
     if config.mode == "full":  # token and position embeddings come before every block
         chosen += [p for module in decoder_of(lm).children() if isinstance(module, nn.Embedding) for p in module.parameters()]
     return chosen
+
+
+def _count(parameter: nn.Parameter) -> int:
+    """Numbers that a parameter holds; 4-bit ones are packed."""
+    packed = getattr(parameter, "quant_state", None)
+    return parameter.numel() if packed is None else int(torch.Size(packed.shape).numel())
+
+
+def _recompute(lm: nn.Module) -> None:
+    """Let every block compute its activations again in the backward pass.
+
+    Blocks do so in train mode, so that is what they are put in, without their parts: a base model's dropout stays off. The input needs no
+    gradient for it, so blocks below the lowest trained weight keep no graph (transformers would put one on the embeddings).
+
+    Raises:
+        ConfigError: the model's family cannot do it.
+    """
+    base: Any = base_of(lm)
+    if not getattr(base, "supports_gradient_checkpointing", False):
+        raise ConfigError(f"model.gradient_checkpointing must be false for a {type(base).__name__}, which cannot do it.")
+    enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+    base.disable_input_require_grads()
+    for block in blocks_of(lm):
+        block.training = True
 
 
 def select_trainable(lm: nn.Module, config: ModelConfig, deepest: int | None) -> tuple[nn.Module, TrainableReport]:
@@ -158,6 +188,8 @@ def select_trainable(lm: nn.Module, config: ModelConfig, deepest: int | None) ->
     if choice.embeddings:
         for parameter in _outer_parameters(lm, deepest):
             parameter.requires_grad_(True)
+    if config.gradient_checkpointing:
+        _recompute(lm)
     trained = {name: p for name, p in lm.named_parameters() if p.requires_grad}
     if not trained:
         raise ConfigError("model.trainable must leave something to train; found nothing.")
@@ -166,7 +198,7 @@ def select_trainable(lm: nn.Module, config: ModelConfig, deepest: int | None) ->
     report = TrainableReport(
         names=tuple(trained),
         n_parameters=sum(p.numel() for p in trained.values()),
-        n_total=sum(p.numel() for p in lm.parameters()),
+        n_total=sum(_count(p) for p in lm.parameters()),
         blocks=tuple(sorted(n for n in inside if n is not None)),
     )
     return lm, report
