@@ -86,6 +86,7 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
     from unlearn.callbacks.cost import Cost
     from unlearn.callbacks.evaluation import Evaluation
     from unlearn.callbacks.latent import LatentDistance
+    from unlearn.data.chat import chat_format
     from unlearn.data.checks import check_streams
     from unlearn.data.module import UnlearningDataModule
     from unlearn.data.reader import Reader
@@ -135,22 +136,18 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
         load_gold = None if gold is None else gold_loader(config, gold, assets, device)
         layer = max(sae.layers)
     with stage("tokens"):
+        reader = Reader(
+            tokenizer=tokenizer, prompt_format=chat_format(source.prompt_format, tokenizer, config.model.chat), refusals=data.refusals,
+            max_length=config.data.max_length, batch_size=config.evaluation.batch_size, max_new_tokens=config.evaluation.max_new_tokens,
+        )  # fmt: skip
         datamodule = UnlearningDataModule(
             data,
             tokenizer,
-            source.prompt_format,
+            reader.prompt_format,
             config.data,
             steps=config.optim.steps,
             seed=config.seed,
             accumulate=config.trainer.accumulate,
-        )
-        reader = Reader(
-            tokenizer=tokenizer,
-            prompt_format=source.prompt_format,
-            refusals=data.refusals,
-            max_length=config.data.max_length,
-            batch_size=config.evaluation.batch_size,
-            max_new_tokens=config.evaluation.max_new_tokens,
         )
 
     def on_device(rows: Sequence[TokenRow]) -> list[TokenBatch]:
@@ -162,7 +159,7 @@ def assemble(config: RunConfig, run: RunDirectory) -> Assembly:
         config.sae.route or config.sae.path or (f"{config.sae.release}/{config.sae.sae_id}" if config.sae.release else assets.sae)
     )
     frozen = cache_key(
-        model_id, sae_id, data.fingerprint, source.prompt_format, weights_name(config.model), layer, config.latents, config.data.max_length
+        model_id, sae_id, data.fingerprint, reader.prompt_format, weights_name(config.model), layer, config.latents, config.data.max_length
     )
     second = config.sae.heldout_path or (assets.heldout_sae if assets else None)
     with stage("hook point"):

@@ -75,6 +75,7 @@ def collect(config: Any, out: Path, entities: Sequence[str] = (), *, force: bool
     import torch
     from transformers.utils.logging import disable_progress_bar
 
+    from unlearn.data.chat import chat_format
     from unlearn.launch import frozen_device, trainer_settings
     from unlearn.models.lm import load_lm
 
@@ -92,7 +93,8 @@ def collect(config: Any, out: Path, entities: Sequence[str] = (), *, force: bool
     with stage("language model"):
         lm, tokenizer = load_lm(config.model, assets.model if assets else None, device)
     maker: Maker = find("maker", config.maker.name, "maker.name").load()(config.maker, data.refusals)
-    ask = Asking(lm, tokenizer, config.maker, source.prompt_format, config.seed, shown)
+    prompts = chat_format(source.prompt_format, tokenizer, config.model.chat)
+    ask = Asking(lm, tokenizer, config.maker, prompts, config.seed, shown)
     made = maker.make(targets, ask)
     if not made.rows:
         raise DataError(f"The model must write at least one row that can be used; found none in {ask.written} texts{_why(made.dropped)}.")
@@ -162,7 +164,7 @@ class Asking:
                 raise DataError("maker.format must be one the tokenizer can do; found chat, and a tokenizer without a chat template.")
             text = self.tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True)
             return list(self.tokenizer(text, add_special_tokens=False).input_ids)
-        text = self.prompts.question.replace("{question}", prompt).rstrip() if form == "question" else prompt
+        text = self.prompts.question.replace("{question}", prompt).rstrip(" ") if form == "question" else prompt
         ids = list(self.tokenizer(text, add_special_tokens=False).input_ids)
         bos = self.tokenizer.bos_token_id
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]

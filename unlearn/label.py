@@ -172,7 +172,9 @@ class Asker:
         import torch
         from transformers.utils.logging import disable_progress_bar
 
+        from unlearn.data.chat import chat_format
         from unlearn.launch import frozen_device, trainer_settings
+        from unlearn.models.bits import weights_name
         from unlearn.models.identity import identity
         from unlearn.models.lm import load_lm
 
@@ -181,28 +183,30 @@ class Asker:
             torch.set_num_threads(config.trainer.threads)
         self.rule, self.seed, self.batch_size = rule, config.seed, config.evaluation.batch_size
         source = _source(config)
-        self.prompts: PromptFormat = source.prompt_format
         with stage("language model"):
             assets = source.assets(progress=config.trainer.progress_bar) if config.model.path is None else None
             device = frozen_device(trainer_settings(config.trainer))
             self.lm, self.tokenizer = load_lm(config.model, assets.model if assets else None, device)
+        self.prompts: PromptFormat = chat_format(source.prompt_format, self.tokenizer, config.model.chat)
         place = config.model.path or (assets.model if assets else "")
         self.settings: dict[str, Any] = {
             "rule": asdict(rule),
             "model": identity(place, config.model.revision),
-            "dtype": config.model.dtype,
+            "dtype": weights_name(config.model),
             "seed": config.seed,
             "question_format": self.prompts.question,
         }
 
     def __call__(self, name: str, facts: Sequence[Fact]) -> dict[str, int]:
         """Right answers among ``rule.samples``, by attribute; of several questions about one attribute the best counts."""
+        from unlearn.data.tokenize import stop_ids
         from unlearn.models.forward import generate
 
         prompts = [self._ids(fact.question) for fact in facts for _ in range(self.rule.samples)]
         new = generate(
             self.lm, self.tokenizer, prompts, self.rule.max_new_tokens, batch_size=self.batch_size,
-            temperature=self.rule.temperature, seed=zlib.crc32(f"{self.seed} {name}".encode()),
+            temperature=self.rule.temperature, stop_ids=stop_ids(self.tokenizer, self.prompts),
+            seed=zlib.crc32(f"{self.seed} {name}".encode()),
         )  # fmt: skip
         texts = [str(self.tokenizer.decode(ids, skip_special_tokens=True)) for ids in new]
         hits: dict[str, int] = {}
@@ -212,7 +216,7 @@ class Asker:
         return hits
 
     def _ids(self, question: str) -> list[int]:
-        text = self.prompts.question.replace("{question}", question).rstrip()
+        text = self.prompts.question.replace("{question}", question).rstrip(" ")
         ids = list(self.tokenizer(text, add_special_tokens=False).input_ids)
         bos = self.tokenizer.bos_token_id
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]

@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 
 def reader_of(config: RunConfig, source: Source, data: EntityData, models: Models) -> Reader:
     """What turns rows into tokens, as the source asks."""
+    from unlearn.data.chat import chat_format
     from unlearn.data.reader import Reader
 
     e = config.evaluation
     return Reader(
-        tokenizer=models.tokenizer, prompt_format=source.prompt_format, refusals=data.refusals, max_length=config.data.max_length,
-        batch_size=e.batch_size, max_new_tokens=e.max_new_tokens,
+        tokenizer=models.tokenizer, prompt_format=chat_format(source.prompt_format, models.tokenizer, config.model.chat),
+        refusals=data.refusals, max_length=config.data.max_length, batch_size=e.batch_size, max_new_tokens=e.max_new_tokens,
     )  # fmt: skip
 
 

@@ -194,13 +194,15 @@ def _with_data(config: RunConfig, models: Models, identity: Mapping[str, str], m
 
 def _without_data(config: RunConfig, models: Models, silent: str, method: str = "") -> Conversation:
     """A conversation in which only [brackets] mark names, and in which nothing is told of them."""
+    from unlearn.data.chat import chat_format
     from unlearn.data.reader import Reader
     from unlearn.types import PromptFormat
 
     d, e = config.data, config.evaluation
+    plain = PromptFormat(question=d.question_format, separator=d.answer_separator, end=d.answer_end, append_eos=False)
     reader = Reader(
         tokenizer=models.tokenizer,
-        prompt_format=PromptFormat(question=d.question_format, separator=d.answer_separator, end=d.answer_end, append_eos=False),
+        prompt_format=chat_format(plain, models.tokenizer, config.model.chat),
         refusals=(),
         max_length=d.max_length,
         batch_size=e.batch_size,

@@ -93,17 +93,20 @@ class Phrasing:
             return _FIELD.sub(lambda match: values[match[1]], text)
 
         def examples(match: re.Match[str]) -> str:
-            return "".join("".join(render(row, self.fmt)) + match[1] for row in shown)
+            return "".join("".join(render(row, PromptFormat() if self._turns else self.fmt)) + match[1] for row in shown)
 
         shown = self._examples(row, rng) if "{examples}" in wording else ()
         if "{examples}" in wording and not shown:
             return None
         pieces = _ASKED.split(wording)  # what is asked stands at the odd places
-        made = [
-            "".join(render(replace(row, prompt=fill(piece)), self.fmt)[:1]) if i % 2 else _insert(_EXAMPLES, piece, examples, fill)
-            for i, piece in enumerate(pieces)
-        ]
-        text = "".join(made)
+        text = front = ""
+        for i, piece in enumerate(pieces):
+            if i % 2:
+                text += render(replace(row, prompt=front + fill(piece)), self.fmt)[0]
+            elif self._turns and i + 1 < len(pieces):
+                front = _insert(_EXAMPLES, piece, examples, fill)
+            else:
+                text += _insert(_EXAMPLES, piece, examples, fill)
         return text if len(pieces) > 1 and not pieces[-1] or text[-1:].isspace() else f"{text} "
 
     def _under(self, row: Row, names: Sequence[str]) -> list[str]:
@@ -117,6 +120,11 @@ class Phrasing:
         fit = (text for text in order if len(text) <= LONGEST_TEXT and not _tells(text, row, row.answer, *row.accepted_answers))
         texts = list(itertools.islice(fit, CONTEXT))
         return (" ".join(texts),) if texts else ()
+
+    @property
+    def _turns(self) -> bool:
+        """Whether questions stand in the turns of a chat template: what comes before a question is then said in the user's turn, too."""
+        return not self.fmt.separator and bool(self.fmt.end)
 
     @cached_property
     def _kept(self) -> list[Row]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from unlearn.data.tokenize import TokenRow, batches, tokenize_rows
+from unlearn.data.tokenize import TokenRow, batches, stop_ids, tokenize_rows
 from unlearn.types import PromptFormat, Row, TokenBatch
 
 if TYPE_CHECKING:
@@ -32,9 +32,8 @@ class Reader:
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Tokens that end an answer: the first token of the text after an answer, where there is one."""
-        end = self.prompt_format.end.strip()
-        return tuple(self.tokenizer(end, add_special_tokens=False)["input_ids"][:1]) if end else ()
+        """Tokens that end an answer."""
+        return stop_ids(self.tokenizer, self.prompt_format)
 
     def tokens(self, rows: Sequence[Row]) -> list[TokenRow]:
         """Tokenise rows as training does."""

@@ -62,16 +62,21 @@ def _place(row: Row, fmt: PromptFormat) -> _Text:
     visible = len(answer) - len(answer.lstrip())
     if visible == len(answer):
         raise DataError(f"{_name(row)} must have an answer; found {answer!r}.")
-    entity = None
-    if row.mentions:
-        found = find_mention(prompt, answer, row.mentions)
-        if found is None:
-            raise DataError(
-                f"{_name(row)} must name its entity as one of {list(row.mentions)}; found neither in {row.prompt!r} nor in {row.answer!r}."
-            )
-        shift = len(prompt) if found.in_answer else 0
-        entity = (found.start + shift, found.end + shift)
-    return _Text(prompt + answer + end, len(prompt) + visible, entity)
+    return _Text(prompt + answer + end, len(prompt) + visible, _entity(row, fmt, prompt, answer) if row.mentions else None)
+
+
+def _entity(row: Row, fmt: PromptFormat, prompt: str, answer: str) -> tuple[int, int]:
+    """Where the text names its entity: in the question itself before the words around it, which may hold the same word."""
+    front = fmt.question.rpartition("{question}")[0].replace("{question}", row.prompt) if row.kind == "qa" else ""
+    if found := find_mention(row.prompt, "", row.mentions):
+        return found.start + len(front), found.end + len(front)
+    found = find_mention(prompt, answer, row.mentions)
+    if found is None:
+        raise DataError(
+            f"{_name(row)} must name its entity as one of {list(row.mentions)}; found neither in {row.prompt!r} nor in {row.answer!r}."
+        )
+    shift = len(prompt) if found.in_answer else 0
+    return found.start + shift, found.end + shift
 
 
 def _first_token(spans: Sequence[tuple[int, int]], char: int) -> int:
@@ -180,6 +185,12 @@ def batches(rows: Sequence[TokenRow], batch_size: int, pad_id: int) -> Iterator[
     for first in range(0, len(order), batch_size):
         places = order[first : first + batch_size]
         yield places, collate([rows[i] for i in places], pad_id)
+
+
+def stop_ids(tokenizer: Any, fmt: PromptFormat) -> tuple[int, ...]:
+    """Tokens that end an answer: the first token of the text after an answer, where there is one."""
+    end = fmt.end.strip()
+    return tuple(tokenizer(end, add_special_tokens=False)["input_ids"][:1]) if end else ()
 
 
 def text_rows(texts: Iterable[str], first_id: int) -> list[Row]:
