@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tests.architectures.shapes import COMPONENTS, LATENTS, WIDTH
+from tests.architectures.shapes import COMPONENTS, LATENTS
 from tests.architectures.texts import corpus
 from unlearn.data.tokenize import TokenRow, batches
 from unlearn.models.capture import capture
@@ -75,15 +75,15 @@ def write_llama_scope(hidden_ND: Tensor, folder: Path, layer: int, factor: float
     The SAE was trained on activations times ``factor`` (sqrt(D) over their average norm), which sae_lens folds into the weights: encoder
     and decoder are saved for normalised activations, and one threshold serves all latents.
     """
-    d = fit(hidden_ND)
+    d, width = fit(hidden_ND), hidden_ND.shape[1]
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     settings = {
-        "d_model": WIDTH,
+        "d_model": width,
         "d_sae": LATENTS,
-        "expansion_factor": LATENTS / WIDTH,
+        "expansion_factor": LATENTS / width,
         "act_fn": "jumprelu",
         "jump_relu_threshold": float(d.threshold_F.min()) / factor,
-        "dataset_average_activation_norm": {"in": WIDTH**0.5 / factor, "out": WIDTH**0.5 / factor},
+        "dataset_average_activation_norm": {"in": width**0.5 / factor, "out": width**0.5 / factor},
         "norm_activation": "dataset-wise",
         "hook_point_in": f"blocks.{layer}.hook_resid_post",
         "hook_point_out": f"blocks.{layer}.hook_resid_post",
@@ -108,7 +108,7 @@ def write_gpt2(hidden_ND: Tensor, folder: Path, layer: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
         "architecture": "standard",
-        "d_in": WIDTH,
+        "d_in": hidden_ND.shape[1],
         "d_sae": LATENTS,
         "dtype": "torch.float32",
         "device": "cpu",

@@ -72,7 +72,7 @@ def test_an_entity_that_the_template_names_too_is_found_in_the_question(tokenize
 
 def test_base_models_keep_their_stub(tokenizers: dict[str, Any]) -> None:
     assert chat_format(BASE, tiny_tokenizer(), ChatConfig()) is BASE
-    assert chat_format(BASE, tokenizers["gemma2"], ChatConfig(template="off")) is BASE
+    assert chat_format(BASE, tokenizers["gemma2"], ChatConfig(template="never")) is BASE
 
 
 def test_a_template_whose_head_differs_between_asking_and_telling() -> None:
@@ -82,7 +82,7 @@ def test_a_template_whose_head_differs_between_asking_and_telling() -> None:
         "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + '<eos>' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '[assistant][no thoughts]' }}{% endif %}"
     )
-    fmt = chat_format(BASE, tokenizer, ChatConfig(template="on"))
+    fmt = chat_format(BASE, tokenizer, ChatConfig(template="always"))
     assert fmt.question == "[user]{question}<eos>[assistant][no thoughts]"
     assert (fmt.end, fmt.append_eos) == ("<eos>", False)
     (tokens,) = tokenize_rows([row("Who?", "Paris")], tokenizer, fmt, 128)
@@ -100,11 +100,11 @@ def test_a_template_without_an_end_gets_the_end_of_sequence() -> None:
 def test_what_cannot_be_said(tokenizers: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"^model.chat.system must be null for this chat template \(System role not supported\); .*user"):
         chat_format(BASE, tokenizers["gemma2"], ChatConfig(system="Be brief."))
-    for tokenizer, template in ((tiny_tokenizer(), "auto"), (tokenizers["gemma2"], "off")):
+    for tokenizer, template in ((tiny_tokenizer(), "auto"), (tokenizers["gemma2"], "never")):
         with pytest.raises(ConfigError, match=r"model.chat.system must be null with .*; found 'Hi'. Put it into data.question_format"):
             chat_format(BASE, tokenizer, ChatConfig(template=template, system="Hi"))
-    with pytest.raises(ConfigError, match="model.chat.template must be auto or off for a tokenizer without a chat template; found on"):
-        chat_format(BASE, tiny_tokenizer(), ChatConfig(template="on"))
+    with pytest.raises(ConfigError, match="model.chat.template must be auto or never for a tokenizer without a chat template; found"):
+        chat_format(BASE, tiny_tokenizer(), ChatConfig(template="always"))
     broken = tiny_tokenizer()
     broken.chat_template = "{{ messages[0]['content'] | upper }}"
     with pytest.raises(ConfigError, match="that does not hold question and answer as they are"):

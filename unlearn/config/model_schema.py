@@ -50,14 +50,14 @@ class ChatConfig:
     """How a question is put to an instruction-tuned model: in the turns of its tokenizer's chat template."""
 
     template: str = "auto"
-    """auto (the chat template where the tokenizer has one, else data.question_format), on, or off"""
+    """auto (the chat template where the tokenizer has one, else data.question_format), always or never"""
     system: str | None = None
     """system prompt; null for none"""
     user: str = "{question}"
     """text of the user's turn; must contain {question}"""
 
     def __post_init__(self) -> None:
-        one_of(self.template, ("auto", "on", "off"), "model.chat.template")
+        one_of(self.template, ("auto", "always", "never"), "model.chat.template")
         check("{question}" in self.user, "model.chat.user", "a text that contains {question}", self.user)
 
 

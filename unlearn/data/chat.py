@@ -33,19 +33,19 @@ def chat_format(fmt: PromptFormat, tokenizer: Any, chat: ChatConfig) -> PromptFo
         ConfigError: a template or a system prompt for a tokenizer that has none, or a template that loses the question.
     """
     own = bool(getattr(tokenizer, "chat_template", None))
-    if chat.template == "off" or (chat.template == "auto" and not own):
+    if chat.template == "never" or (chat.template == "auto" and not own):
         if chat.system is not None:
-            why = "model.chat.template off" if own else "a tokenizer without a chat template"
+            why = "model.chat.template never" if own else "a tokenizer without a chat template"
             raise ConfigError(f"model.chat.system must be null with {why}; found {chat.system!r}. Put it into data.question_format.")
         return fmt
     if not own:
-        raise ConfigError("model.chat.template must be auto or off for a tokenizer without a chat template; found on.")
+        raise ConfigError("model.chat.template must be auto or never for a tokenizer without a chat template; found always.")
     turns = [] if chat.system is None else [{"role": "system", "content": chat.system}]
     turns.append({"role": "user", "content": chat.user.replace("{question}", _QUESTION)})
     before = _rendered(tokenizer, turns, chat, True)
     whole = _rendered(tokenizer, [*turns, {"role": "assistant", "content": _ANSWER}], chat, False)
     if before.count(_QUESTION) != chat.user.count("{question}") or _ANSWER not in whole:
-        raise ConfigError("model.chat.template must be off for a chat template that does not hold question and answer as they are.")
+        raise ConfigError("model.chat.template must be never for a chat template that does not hold question and answer as they are.")
     end = _until_special(whole.rpartition(_ANSWER)[2], tokenizer)
     return PromptFormat(question=before.replace(_QUESTION, "{question}"), separator="", end=end, append_eos=not end and fmt.append_eos)
 
@@ -58,7 +58,7 @@ def _rendered(tokenizer: Any, turns: list[dict[str, str]], chat: ChatConfig, ask
         return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=asking, date_string=DATE))
     except TemplateError as error:
         if chat.system is None:
-            raise ConfigError(f"model.chat.template must be off for a chat template that fails; found {error}.") from error
+            raise ConfigError(f"model.chat.template must be never for a chat template that fails; found {error}.") from error
         raise ConfigError(
             f"model.chat.system must be null for this chat template ({error}); found {chat.system!r}. Put it into model.chat.user, "
             f'before {{question}}: "{chat.system}\\n\\n{{question}}".'

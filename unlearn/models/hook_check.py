@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from unlearn.errors import ModelError
 from unlearn.models.capture import EMBEDDINGS, capture_layers, check_layer
-from unlearn.models.decoder import blocks_of, evaluating, hidden_size
+from unlearn.models.decoder import base_of, blocks_of, evaluating, hidden_size
 from unlearn.models.route_sae import RouteSAE
 from unlearn.models.sae import FrozenSAE
 from unlearn.types import TokenBatch
@@ -127,7 +128,7 @@ def _read_from(sae: FrozenSAE, hidden: dict[int, Tensor]) -> Tensor:
 def _verdict(sae: FrozenSAE, report: HookReport, max_fvu: float, seen: str) -> str | None:
     """What is wrong with a hook point, in one sentence; None when nothing is."""
     here, best = report.fvu[report.layer], report.fvu[report.best]
-    if best < BETTER * here and here - best > MARGIN:
+    if best < BETTER * here and here - best > MARGIN and best <= max_fvu:
         where = f"but it reconstructs {_place(sae, report.best)} better (FVU {seen})."
         if len(sae.layers) > 1:
             return f"sae.route must name the blocks the SAE was trained on; found {_place(sae, report.layer)}, {where}"
@@ -139,9 +140,35 @@ def _verdict(sae: FrozenSAE, report: HookReport, max_fvu: float, seen: str) -> s
         if sae.normalisation == "expected_average_only_in"
         else ""
     )
+    name = sae.metadata.get("model_name")
+    trained_on = f" (it was trained on {name})" if name else ""
     return (
         f"The SAE must leave at most {max_fvu:g} of the variance unexplained (sae.max_fvu); found FVU {seen}: "
-        f"usual causes are another model or a missing input normalisation{norm}."
+        f"usual causes are another model{trained_on} or a missing input normalisation{norm}."
+    )
+
+
+def _family(name: str) -> tuple[str, bool]:
+    """A model's name without owner, case and suffixes of its stage; whether it is an instruction-tuned one.
+
+    >>> _family("google/gemma-2-2b-it"), _family("gemma-2-2b"), _family("meta-llama/Llama-3.1-8B-Instruct")
+    (('gemma-2-2b', True), ('gemma-2-2b', False), ('llama-3.1-8b', True))
+    """
+    short = name.rstrip("/").rpartition("/")[2].lower()
+    stem = re.sub(r"[-_](it|instruct|chat|pt|base|hf)$", "", short)
+    return stem, bool(re.search(r"[-_](it|instruct|chat)$", short))
+
+
+def _mismatch(lm: nn.Module, sae: FrozenSAE, seen: str) -> str | None:
+    """One sentence where the SAE was trained on the base of an instruction-tuned model, or the other way round."""
+    own, trained_on = str(base_of(lm).config.name_or_path), str(sae.metadata.get("model_name") or "")
+    (stem, tuned), (other, other_tuned) = _family(own), _family(trained_on)
+    if stem != other or tuned == other_tuned:
+        return None
+    kinds = ("the base model", "the instruction-tuned model")
+    return (
+        f"The SAE was trained on {kinds[other_tuned]} {trained_on} and reads {kinds[tuned]} {own}, where its latents may mean something else "
+        f"(FVU {seen}); an SAE trained on {own} is better, where there is one."
     )
 
 
@@ -155,7 +182,7 @@ def _place(sae: FrozenSAE, layer: int) -> str:
 def check_hook_point(
     lm: nn.Module, sae: FrozenSAE, batches: Sequence[TokenBatch], layer: int, max_fvu: float, *, strict: bool = True
 ) -> HookReport:
-    """Measure, and stop if the SAE does not belong at ``layer``.
+    """Measure, and stop if the SAE does not belong at ``layer``. An SAE of the base model on an instruction-tuned one is a logged warning.
 
     Args:
         lm: the language model, as it was when the SAE was trained.
@@ -172,6 +199,8 @@ def check_hook_point(
     report = measure_hook_point(lm, sae, batches, layer)
     seen = ", ".join(f"{value:.3f} at {_place(sae, n)}" for n, value in report.fvu.items())
     problem = _verdict(sae, report, max_fvu, seen)
+    if doubt := _mismatch(lm, sae, seen):
+        _LOG.warning(doubt)
     if problem is None:
         _LOG.info("SAE at %s: FVU %s; L0 %.1f", _place(sae, layer), seen, report.l0[layer])
     elif strict:
