@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -161,14 +162,15 @@ def _family(name: str) -> tuple[str, bool]:
 
 def _mismatch(lm: nn.Module, sae: FrozenSAE, seen: str) -> str | None:
     """One sentence where the SAE was trained on the base of an instruction-tuned model, or the other way round."""
-    own, trained_on = str(base_of(lm).config.name_or_path), str(sae.metadata.get("model_name") or "")
+    base: Any = base_of(lm)
+    own, trained_on = str(base.config.name_or_path), str(sae.metadata.get("model_name") or "")
     (stem, tuned), (other, other_tuned) = _family(own), _family(trained_on)
     if stem != other or tuned == other_tuned:
         return None
     kinds = ("the base model", "the instruction-tuned model")
     return (
-        f"The SAE was trained on {kinds[other_tuned]} {trained_on} and reads {kinds[tuned]} {own}, where its latents may mean something else "
-        f"(FVU {seen}); an SAE trained on {own} is better, where there is one."
+        f"The SAE was trained on {kinds[other_tuned]} {trained_on} and reads {kinds[tuned]} {own}, where its latents may mean "
+        f"something else (FVU {seen}); an SAE trained on {own} is better, where there is one."
     )
 
 
