@@ -52,7 +52,31 @@ def _file(entry: Entry) -> str:
     return entry.origin.rsplit(":", 1)[0]
 
 
-PARTS = {"methods": methods_table, "sources": sources_table, "makers": makers_table, "attacks": attacks_table}
+COMPARISON = Path("experiments") / "world_comparison" / "results" / "summary.json"
+"""Where the comparison's summary is, from the README's folder."""
+
+
+def comparison_table() -> str:
+    """Markdown table of the fair comparison, as far as it has come."""
+    from unlearn.registry import PACKAGE
+    from unlearn.report.comparison import caption, comparison_markdown
+    from unlearn.tracking.files import read_json
+
+    summary = read_json(PACKAGE.parent / COMPARISON)
+    if not summary:
+        return "Nothing has been measured yet."
+    done = summary["progress"]
+    left = "" if done["tests"] == done["tests_in_all"] else f" So far {done['tests']} of {done['tests_in_all']} tests are made."
+    return f"{comparison_markdown(summary)}\n\n{caption(summary)}.{left}"
+
+
+PARTS = {
+    "methods": methods_table,
+    "sources": sources_table,
+    "makers": makers_table,
+    "attacks": attacks_table,
+    "comparison": comparison_table,
+}
 
 
 def filled(text: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn import __version__
-from unlearn.comparison.ledger import Ledger
+from unlearn.comparison.ledger import Ledger, plain_numbers
 from unlearn.comparison.plan import NONE, Plan
 from unlearn.comparison.tune import numbers
 from unlearn.errors import RunError
@@ -26,11 +26,14 @@ def measure(plan: Plan, method: str, seed: int, params: Mapping[str, Any]) -> No
     """Run, attack, and write ``METHOD-seedN.json``; what is there is kept.
 
     Raises:
-        RunError: an attack failed.
+        RunError: an attack failed, or the file is that of another setting.
         UnlearnError: the run cannot be made.
     """
     ledger = Ledger(plan.ledger)
-    if ledger.test(method, seed):
+    if kept := ledger.test(method, seed):
+        if kept["params"] != plain_numbers(params):
+            path = ledger.test_path(method, seed)
+            raise RunError(f"{path} must be a test of the setting that tuning chose; found another one, {kept['params']}. Delete it.")
         return
     from unlearn.run import execute
 

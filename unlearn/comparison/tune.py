@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unlearn.comparison.ledger import Ledger
+from unlearn.comparison.ledger import Ledger, plain_numbers
 from unlearn.comparison.plan import Plan
 from unlearn.errors import RunError
 from unlearn.functional.objective import parts, tuning_score
@@ -52,7 +52,7 @@ def tune(plan: Plan, method: str) -> Mapping[str, Any]:
     if outcome.best is None:
         reasons = "; ".join(dict.fromkeys(trial.reason for trial in outcome.trials if trial.reason))
         raise RunError(f"{method} must have a trial that can be made; found {len(rows)} that failed: {reasons}")
-    params = dict(outcome.best.params)
+    params: dict[str, Any] = plain_numbers(outcome.best.params)  # as the file has them, so that a run can be gone on with
     best = {"number": outcome.best.number, "score": outcome.best.values[0], "params": params}
     cost = {"cpu_seconds": sum(seconds.values()), "seconds": time.perf_counter() - started, "trials_made_here": len(seconds)}
     record = {"method": method, "trials": rows, "best": best, "space": plan.space(method), "cost": cost}
