@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from unlearn.config.fingerprint import diff
 from unlearn.errors import RunError
-from unlearn.tracking.files import alone, dump_json, read_json, write_atomic
+from unlearn.tracking.files import dump_json, read_json, write_atomic
 
 if TYPE_CHECKING:
     from unlearn.comparison.plan import Plan
@@ -39,11 +39,10 @@ class Ledger:
             RunError: it is not; the message names the first key that differs.
         """
         path, wanted = self.folder / STUDY, plain_numbers(plan.settings())
-        with alone(path):
-            kept = read_json(path)
-            if not kept:
-                write_atomic(path, text_of(wanted))
-                return
+        kept = read_json(path)
+        if not kept:
+            write_atomic(path, text_of(wanted))
+            return
         for key, there, asked in diff(kept, wanted):
             raise RunError(f"{key} must be {there!r} as in {path}, whose results would be mixed; found {asked!r}. Take another --ledger.")
 
