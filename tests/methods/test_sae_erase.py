@@ -104,7 +104,7 @@ def test_terms_of_the_targets_by_hand(made: Toy) -> None:
 
 
 def test_the_gradient_at_the_adversary_s_weights_is_added(made: Toy) -> None:
-    lm, method = made.ready("sae_erase", meta_weight=2.0)
+    lm, method = made.ready("sae_erase", meta_weight=2.0, patch_share=0.0)
     method.before_step(lm, 0, 10)
     method.loss(lm, made.batch()).total.backward()
     before = {name: p.grad.clone() for name, p in trained_weights(lm).items() if p.grad is not None}
@@ -126,6 +126,24 @@ def test_the_gradient_at_the_adversary_s_weights_is_added(made: Toy) -> None:
     expected.backward()
     for name, gradient in method.pressure.items():
         torch.testing.assert_close(copied.get_parameter(name).grad, gradient, atol=1e-5, rtol=1e-3)
+
+
+def test_codes_of_the_original_model_can_be_put_back(made: Toy) -> None:
+    """Put into the original model itself they change nothing; into another one they do, from that block on."""
+    lm, method = made.ready("sae_erase", patch_share=1.0)
+    rows = made.datamodule.streams["forget"][:4]
+    plain = method.targets.score(lm, rows)
+    with torch.no_grad():
+        for name, p in trained_weights(lm).items():
+            if ".layers.0." in name:
+                p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    moved = method.targets.score(lm, rows)
+    back = method.targets.score(lm, rows, patched=1)
+    assert (moved - plain).abs().max() > 0.05
+    assert not torch.allclose(back, moved, atol=1e-3)
+    lm, method = made.ready("sae_erase", patch_share=1.0)
+    for block in range(3):
+        torch.testing.assert_close(method.targets.score(lm, rows, patched=block), plain, atol=1e-4, rtol=1e-4)
 
 
 def test_an_adversary_lives_as_long_as_it_was_given(made: Toy) -> None:
@@ -183,6 +201,7 @@ def test_training_forgets_and_keeps(made: Toy) -> None:
         ("share_weight", float("inf")),
         ("cap_margin", float("nan")),
         ("draws", 0),
+        ("patch_share", 1.5),
         ("adversary_life", [5, 2]),
         ("adversary", "none"),
         ("objective", "nothing"),

@@ -1,13 +1,14 @@
 """What the original model makes of names that it has never met, in the place of each target's: where forgetting should arrive.
 
-Three things are measured on the original model before training and kept in memory, on the CPU:
+Four things are measured on the original model before training and kept in memory, on the CPU:
 
 - hidden targets: a name's code without what the model holds about that very name, the mean over draws of f(a' b) + f(a b') - f(a' b') for
   unseen neighbours that share one part with it (``unlearn.data.neighbours``), at every block and every token from the name's last on;
 - output targets: what the model says after each of those neighbours. A step takes one of them for each row; KL(p || q) is linear in p
   up to a constant, so its gradient is that of their mean;
 - strangers: the rows with quite unrelated unknown names in them, and how likely the *target's* answers are there. The neighbours are no
-  measure of that: what the model suppresses about a name that shares a part with the target leans toward the target's facts.
+  measure of that: what the model suppresses about a name that shares a part with the target leans toward the target's facts;
+- the targets' own codes at the name's last token, which somebody who has the original model could put back.
 
 Memory: for each forget row of K tokens from the name's last on, (blocks + 3 draws) K D numbers in fp32.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -26,7 +28,9 @@ from unlearn.data.neighbours import neighbour_rows
 from unlearn.data.swap import matched_rows
 from unlearn.data.tokenize import TokenRow, collate
 from unlearn.methods.answer_share import AnswerShare
+from unlearn.models.capture import capture_layers
 from unlearn.models.decoder import device_of, evaluating
+from unlearn.models.edit import edited
 from unlearn.models.forward import forward
 from unlearn.types import IGNORE_INDEX, NO_ENTITY, EntityData, Row, TokenBatch
 
@@ -90,6 +94,7 @@ class Counterfactual:
         self.scores: dict[int, list[float]] = {}
         self.hidden: dict[int, Tensor] = {}
         self.finals: dict[int, Tensor] = {}
+        self.codes: dict[int, Tensor] = {}
 
     def _by_row(self, rows: Sequence[Row]) -> dict[int, list[TokenRow]]:
         found: dict[int, list[TokenRow]] = defaultdict(list)
@@ -106,10 +111,18 @@ class Counterfactual:
             for first in range(0, len(self._neighbours), self.reader.batch_size):
                 part = self._neighbours[first : first + self.reader.batch_size]
                 self._add(lm, part, n_blocks, sums, finals)
+            self._remember(lm, n_blocks)
             for row_id, rows in self.strangers.items():
                 self.scores[row_id] = self.score(lm, rows).tolist()
         self.hidden = sums
         self.finals = {row_id: torch.stack(found) for row_id, found in finals.items()}
+
+    def _remember(self, lm: PreTrainedModel, n_blocks: int) -> None:
+        """Keep the targets' own codes at the last token of the name, [L, D] by row."""
+        named = [token for token in self.tokens.values() if token.entity_end > NO_ENTITY]
+        for batch in self.reader.batches(named, device_of(lm)):
+            code_BLD = torch.stack([*capture_layers(lm, batch, range(n_blocks), batch.entity_end_B).values()], dim=1).float().cpu()
+            self.codes.update(zip(batch.row_id_B.tolist(), code_BLD, strict=True))
 
     def _add(
         self,
@@ -134,9 +147,22 @@ class Counterfactual:
     def _batch(self, rows: Sequence[TokenRow], device: torch.device, least: int = 0) -> TokenBatch:
         return TokenBatch(*(t.to(device) for t in collate(rows, self.reader.pad_id, least)))
 
-    def score(self, lm: PreTrainedModel, rows: Sequence[TokenRow]) -> Tensor:
-        """Scores of the answers of some rows, [N]."""
-        out = forward(lm, self._batch(rows, device_of(lm)))
+    def score(self, lm: PreTrainedModel, rows: Sequence[TokenRow], patched: int | None = None) -> Tensor:
+        """Scores of the answers of some rows, [N].
+
+        Args:
+            lm: the model.
+            rows: rows with answers.
+            patched: block at whose output the original model's codes of these targets are put back, at the last token of the name.
+        """
+        batch = self._batch(rows, device_of(lm))
+
+        def put(hidden_BTD: Tensor) -> Tensor:
+            code_BD = torch.stack([self.codes[row.row_id][patched] for row in rows]).to(hidden_BTD)
+            return hidden_BTD.index_put((torch.arange(len(rows), device=hidden_BTD.device), batch.entity_end_B), code_BD)
+
+        with nullcontext() if patched is None else edited(lm, patched, put):
+            out = forward(lm, batch)
         return self.share.of(out.logits_AV, out.targets_A, out.row_A, [row.row_id for row in rows])
 
     def has(self, batch: TokenBatch) -> Tensor:

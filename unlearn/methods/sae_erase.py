@@ -13,7 +13,7 @@ steps of fine-tuning on some of them. This method adds to its distribution match
 - ``meta_weight``: first-order meta-relearning, after TAR (arXiv 2408.00761). An adversary with weights of its own
   (``unlearn.methods.adversary``) relearns some facts of the targets over ``adversary_life`` steps; at its weights the other facts' share
   is matched to that of unknown names asked by the same adversary (``meta_loss: match``), or capped (``cap``), and the gradient is added
-  to the model's own;
+  to the model's own. In ``patch_share`` of the steps it also has the original model's codes of the targets put back;
 - ``retain_kl``, ``retain_hidden``, ``retain_noise``: as in ``sae_guided``, but at every block, and with noise at any block but the last;
 - ``replay_weight``: self-replay of names that the model lists itself (``unlearn.methods.self_replay``);
 - ``virtual_weight``: virtual known entities, random mixtures of the codes of known ones at an unknown name's last token; what the layers
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from unlearn.data.tokenize import TokenRow
     from unlearn.types import EntityData
 
-KNOWN_ROWS, STRANGER_ROWS = 512, 1024
+MOST_ROWS = 512
 """Most rows whose codes virtual entities are mixed of, and in whose place they are put."""
 
 
@@ -92,17 +92,19 @@ class SAEEraseConfig(SAEGuidedConfig, AdversaryConfig):
     """weight of the relative squared change of every block's output on those rows, >= 0"""
     retain_noise: float = 1.0
     """Gaussian noise at the entity token of those rows, at a block drawn in each step, up to this multiple of its deviation, >= 0"""
+    patch_share: float = 0.25
+    """share of the steps in which the adversary also has the original model's codes of the targets put back at a block, in [0, 1]"""
     draws: int = 3
     """unknown names for each target, of which its neighbours are made, >= 1"""
     replay_weight: float = 1.0
     """weight of names that the model lists itself, beside retain_kl and retain_hidden, >= 0"""
-    replay_rounds: int = 20
+    replay_rounds: int = 8
     """most rounds of 256 samples in which the model lists names, >= 1"""
-    replay_rows: int = 24
+    replay_rows: int = 16
     """rows about those names in a step, >= 1"""
     virtual_weight: float = 0.5
     """weight of virtual known entities, beside retain_kl and retain_hidden, >= 0"""
-    virtual_rows: int = 16
+    virtual_rows: int = 8
     """virtual known entities in a step, >= 1"""
     adversary_life: list[int] = field(default_factory=lambda: [8, 50])
     """steps of an adversary from its beginning to its end: the least and the most, >= 1"""
@@ -114,6 +116,7 @@ class SAEEraseConfig(SAEGuidedConfig, AdversaryConfig):
         for name in ("output_weight", "hidden_weight", "share_weight", "meta_weight", "replay_weight", "virtual_weight"):
             check(0 <= getattr(self, name) < float("inf"), f"method.{name}", "finite and >= 0", getattr(self, name))
         check(-float("inf") < self.cap_margin < float("inf"), "method.cap_margin", "finite", self.cap_margin)
+        check(0 <= self.patch_share <= 1, "method.patch_share", "in [0, 1]", self.patch_share)
         for name in ("draws", "replay_rounds", "replay_rows", "virtual_rows"):
             check(getattr(self, name) >= 1, f"method.{name}", ">= 1", getattr(self, name))
         life = self.adversary_life
@@ -183,9 +186,9 @@ class SAEErase(SAEGuided):
             known = {name for stream in data.streams.values() for row in stream for name in (row.entity, *row.mentions)}
             names = listed_names(lm, forget, self.reader, known, c.replay_rounds, seed)
             replayed = replay_rows(lm, names, forget, self.reader)
-        strangers = self.reader.tokens(spread([row for row in data.streams["unknown"] if row.mentions], STRANGER_ROWS))
+        strangers = self.reader.tokens(spread([row for row in data.streams["unknown"] if row.mentions], MOST_ROWS))
         self.upkeep = Upkeep(replayed, strangers, self.reader.pad_id, n, seed)
-        named = spread([row for row in data.streams["known"] if row.mentions], KNOWN_ROWS)
+        named = spread([row for row in data.streams["known"] if row.mentions], MOST_ROWS)
         self.upkeep.measure(lm, self.reader.batches(named, device_of(lm)))
         if c.meta_weight:
             self.relearner = Relearner(lm, c, forget, self.reader, seed)
@@ -219,8 +222,11 @@ class SAEErase(SAEGuided):
     def _got_out(self, lm: PreTrainedModel) -> Tensor:
         """What the adversary knows about facts that it was not taught, a scalar; call it at the adversary's weights."""
         relearner, targets = made(self.relearner), made(self.targets)
-        asked = relearner.questions(self.step)
-        score_N = targets.score(lm, [relearner.tokens[i] for i in asked])
+        asked, rng = relearner.questions(self.step), random.Random(f"patch {self.context.seed} {self.step}")
+        rows = [relearner.tokens[i] for i in asked]
+        score_N = targets.score(
+            lm, rows, rng.randrange(max(1, self.context.n_blocks - 1)) if rng.random() < self.config.patch_share else None
+        )
         if self.config.meta_loss == "cap":
             return excess(score_N, -self.config.cap_margin)
         with torch.no_grad():
