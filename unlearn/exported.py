@@ -88,7 +88,9 @@ def _config(provenance: Mapping[str, Any], told: Mapping[str, Any] | None) -> tu
         except UnlearnError as error:
             trouble = str(error)
     form = {key: data[key] for key in ("question_format", "answer_separator", "answer_end", "append_eos") if key in data}
-    small = {"name": "chat", "model": model, "data": {"source": "jsonl", **form}, "method": {"name": "none"}}
+    longest = {"max_new_tokens": given["evaluation"]["max_new_tokens"]}
+    rows = {"source": "jsonl", "path": "none", **form}
+    small = {"name": "chat", "model": model, "data": rows, "method": {"name": "none"}, "evaluation": longest}
     return load_config(small, schemas=plugin_schemas()), trouble
 
 

@@ -169,7 +169,8 @@ def _of_subject(subject: Subject, sources: Sequence[Origin], overrides: Sequence
         config = next(iter(configs.values()))
         return _with_data(config, load_models(subject, config), subject.identity(config))
     config = load_config(
-        {"name": "chat", "model": {"path": subject.name}, "data": {"source": "jsonl"}, "method": {"name": "none"}}, schemas=plugin_schemas()
+        {"name": "chat", "model": {"path": subject.name}, "data": {"source": "jsonl", "path": "none"}, "method": {"name": "none"}},
+        schemas=plugin_schemas(),
     )
     return _without_data(config, load_models(subject, config), NO_SAE)
 

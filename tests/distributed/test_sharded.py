@@ -307,6 +307,22 @@ def test_one_process_restores_the_run(runs: Runs, name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", [case.name for case in CASES if "lora" in case.name or "full" in case.name][:2])
+def test_one_process_exports_the_run(runs: Runs, name: str, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from unlearn.export import export
+
+    done = export(str(runs.out / f"{name}_sharded"), tmp_path / "out")
+    assert done.form == ("merged" if "lora" in name else "whole")
+    ids = torch.arange(5, 65).reshape(3, 20)
+    lm: Any = restore(runs.out / f"{name}_sharded").module.lm
+    with torch.no_grad():
+        wanted, got = lm(ids).logits, AutoModelForCausalLM.from_pretrained(tmp_path / "out")(ids).logits
+    assert (wanted - got).abs().max() <= (1e-4 if done.form == "merged" else 0.0) * wanted.abs().max()
+
+
+@pytest.mark.slow
 def test_one_process_with_a_bad_loss_or_gradient_stops_both(runs: Runs) -> None:
     assert all("train/loss at step 1 must be finite" in text for text in runs.said["loss"])
     assert all("The gradient at step 1 must be finite" in text for text in runs.said["gradient"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -31,15 +32,20 @@ def log_model(folder: Path, uri: str, run_id: str, longest: int, metadata: Mappi
         RunError: the store does not take it.
     """
     import mlflow
+    from huggingface_hub import ModelCard
     from mlflow.models import infer_signature
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    logging.getLogger("mlflow.transformers").setLevel(logging.ERROR)  # it misses a licence and a card on the hub
     signature = infer_signature("a question", "a question and its answer", {"max_new_tokens": longest, "do_sample": False})
     before = mlflow.get_tracking_uri()
     try:
         mlflow.set_tracking_uri(uri)
         with mlflow.start_run(run_id=run_id):
+            parts = {cls: auto.from_pretrained(folder) for cls, auto in (("model", AutoModelForCausalLM), ("tokenizer", AutoTokenizer))}
             logged = mlflow.transformers.log_model(
-                transformers_model=str(folder),
+                transformers_model=parts,
+                model_card=ModelCard.load(folder / "README.md"),
                 task="text-generation",
                 name=NAME,
                 signature=signature,
