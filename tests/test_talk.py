@@ -244,9 +244,11 @@ def typed_into(run: Path, keys: list[bytes]) -> tuple[int, str]:
                 process.send_signal(signal.SIGINT)
             else:
                 os.write(master, key)
-    process.kill()
-    os.close(master)
-    return process.wait(60), shown
+    try:
+        return process.wait(60), shown
+    finally:
+        process.kill()
+        os.close(master)
 
 
 @pytest.mark.parametrize("end", [CTRL_D, CTRL_C], ids=["ctrl-d", "ctrl-c"])
