@@ -14,6 +14,7 @@ from unlearn.cli.chat import chat_command
 from unlearn.cli.config import config_app
 from unlearn.cli.console import complain
 from unlearn.cli.export import export_command
+from unlearn.cli.rows import Words, collect_command, label_command
 from unlearn.errors import UnlearnError
 
 app = typer.Typer(
@@ -26,17 +27,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(config_app, name="config")
-app.command("export")(export_command)
-app.command("chat")(chat_command)
-
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="CONFIG.yaml | KEY=VALUE",
-        help="YAML files, a later one wins, and keys to override, such as seed=1 or optim.lr=1e-4.",
-        show_default=False,
-    ),
-]
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -262,45 +252,7 @@ def doctor_command(
     raise typer.Exit(examine(words or [], Wishes(quick=quick, gpu_memory=gpu_memory, devices=devices, label=label, as_json=as_json)))
 
 
-@app.command("collect")
-def collect_command(
-    maker: Annotated[str, typer.Argument(metavar="MAKER", help="How: `unlearn list makers` shows them.", show_default=False)],
-    words: Words = None,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="JSON-lines file to write.")] = Path("rows.jsonl"),
-    entities: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="About whom; may be repeated, may be a file of names. Left out: the source's targets."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
-    help_config: Annotated[bool, typer.Option("--help-config", help="Explain every key of the maker.")] = False,
-) -> None:
-    """Have the model write the forget set itself: a file of rows that the jsonl source reads."""
-    from unlearn.cli import collect
-
-    if help_config:
-        collect.explain(maker)
-    else:
-        collect.start(maker, words or [], out, entities or [], force)
-
-
-@app.command("label")
-def label_command(
-    words: Words = None,
-    entities: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Facts to ask: JSON lines, PopQA's records or a Wikidata file. Left out: the source's."),
-    ] = None,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Labels (JSON); an unfinished file is gone on with.")] = Path("labels.json"),
-    samples: Annotated[int, typer.Option(metavar="N", help="Answers drawn for each question.")] = 10,
-    hits: Annotated[int, typer.Option(metavar="N", help="Right answers among them that make an attribute known.")] = 3,
-    known: Annotated[int, typer.Option(metavar="N", help="Known attributes that make an entity known; none makes it unknown.")] = 2,
-    temperature: Annotated[float, typer.Option(metavar="X", help="Temperature of the answers.")] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(metavar="N", help="Longest answer in tokens.")] = 32,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file that was made in another way.")] = False,
-) -> None:
-    """Ask the model which entities it knows, and keep the labels for a data source."""
-    from unlearn.cli import label
-    from unlearn.data.labels import Rule
-
-    rule = Rule(samples=samples, hits=hits, known=known, temperature=temperature, max_new_tokens=max_new_tokens)
-    label.start(words or [], entities, out, rule, force)
+app.command("chat")(chat_command)
+app.command("export")(export_command)
+app.command("collect")(collect_command)
+app.command("label")(label_command)
