@@ -1,10 +1,11 @@
 """Training with the weights shared out over two processes (fsdp2), beside the same training in one process.
 
-    python experiments/reliability/sharded.py [--only WORD]
+    python experiments/reliability/sharded.py [--only WORD] [--continue]
 
 Every method of the registry that takes sharding is trained for a few steps on rows of very different lengths, in two processes of this
-machine (gloo, no GPU needed) and in one, with the same global batch; then a larger model shows what each process holds. ``--only`` takes
-the cases whose name contains WORD. Figures: experiments/reliability/results/sharded.json.
+machine (gloo, no GPU needed) and in one, with the same global batch; then larger models show what each process holds. Figures go to
+experiments/reliability/results/sharded.json after every case. ``--only`` makes the cases whose name contains WORD and leaves the others as
+the file has them; ``--continue`` keeps what the file has and makes the rest.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from tests.distributed.test_sharded import families, shares  # noqa: E402
 from tests.sharded import on_two_ranks  # noqa: E402
 from tests.toys import Toy, toy  # noqa: E402
 
+OUT = HERE / "results" / "sharded.json"
 TOLERANCE = 1e-5
 
 
@@ -37,16 +39,26 @@ def takes_sharding(made: Toy, case: Case) -> bool:
     return type(method).takes_sharded(method.config)
 
 
-def rank(number: int, port: int, folder: Path, made: Toy, cases: dict[str, Case]) -> None:
-    """One of two processes: every case in turn, each in a process group of its own."""
+def rank(number: int, port: int, folder: Path, made: Toy, case: Case) -> None:
+    """One of two processes of a case."""
     become(number, port)
-    seen = {}
-    for place, (label, case) in enumerate(cases.items()):
-        store, patience = f"file://{folder}/group{place}", timedelta(seconds=PATIENCE_S)
-        dist.init_process_group("gloo", init_method=store, rank=number, world_size=2, timeout=patience)
-        seen[label] = attempt(made, case._replace(strategy="fsdp2"), devices=2)
-        dist.destroy_process_group()
+    patience = timedelta(seconds=PATIENCE_S)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group{port}", rank=number, world_size=2, timeout=patience)
+    seen = attempt(made, case._replace(strategy="fsdp2"), devices=2)
+    dist.destroy_process_group()
     torch.save(seen, folder / f"rank{number}.pt")
+
+
+def worst(folder: Path, made: Toy, case: Case) -> dict[str, Any]:
+    """Train ``case`` in one process and in two; the process that is further away."""
+    for old in folder.glob("rank*.pt"):
+        old.unlink()
+    ranks = forked(rank, folder, made, case)
+    one = attempt(made, case, devices=1)
+    for process in ranks:
+        process.join()
+    two = [torch.load(folder / f"rank{number}.pt", weights_only=True) for number in range(2)]
+    return max((compared(one, seen) for seen in two), key=lambda found: found.get("weights", float("inf")))
 
 
 def compared(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
@@ -62,44 +74,63 @@ def compared(one: dict[str, Any], two: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def held(folder: Path) -> dict[str, Any]:
+    """What each of two processes holds, and how far sharded models of several families stray."""
+    family, share = on_two_ranks([families, shares], folder)
+    strays = {name: max((found[name] for found in family), key=lambda one: one["weights"]) for name in family[0]}
+    kept = {name: {key: one[key] for key in ("loss", "weights", "share")} for name, one in strays.items()}
+    return {"share of a process": {f"process {number}": one for number, one in enumerate(share)}, "model families": kept}
+
+
+def figures(found: dict[str, dict[str, Any]], expected: int, refused: list[str]) -> dict[str, Any]:
+    """What is reported of the cases made until now."""
+    bad = [label for label, f in found.items() if "error" in f or max(f["loss"], f["weights"]) > TOLERANCE]
+    lost = [*([f"{len(bad)} cases outside: {', '.join(bad)}"] if bad else [])]
+    lost += [f"{expected - len(found)} cases not made yet"] if len(found) < expected else []
+    return {
+        "injected": "nothing: two processes that share weights out (fsdp2, gloo, CPU, fp32), and one process with the same global batch",
+        "cases": len(found),
+        "expected": f"losses and final weights within {TOLERANCE:g}; half of everything in each process",
+        "lost": "; ".join(lost) or "nothing",
+        "largest difference of a loss": max((f["loss"] for f in found.values() if "loss" in f), default=None),
+        "largest difference of a weight": max((f["weights"] for f in found.values() if "weights" in f), default=None),
+        "refused methods": refused,
+    }
+
+
 def main() -> int:
     """Train, compare, write the figures; 1 where something differs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="", help="cases whose name contains this")
-    only = parser.parse_args().only
+    parser.add_argument("--continue", dest="go_on", action="store_true", help="keep the cases that the file has")
+    given = parser.parse_args()
     torch.set_num_threads(1)
+    before = json.loads(OUT.read_text(encoding="utf-8")) if (given.only or given.go_on) and OUT.is_file() else {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         made = toy(folder, data=uneven_data())
-        cases = {label: case for label, case in CASES.items() if takes_sharding(made, case) and only in label}
-        ranks = forked(rank, folder, made, cases)
-        one = {label: attempt(made, case, devices=1) for label, case in cases.items()}
-        for process in ranks:
-            process.join()
-        two = [torch.load(folder / f"rank{number}.pt", weights_only=True) for number in range(2)]
-        differences = {label: [compared(one[label], seen[label]) for seen in two] for label in cases}
-        family, held = on_two_ranks([families, shares], folder / "models")
-    worst = {label: max(found, key=lambda f: f.get("weights", float("inf"))) for label, found in differences.items()}
-    bad = [label for label, f in worst.items() if "error" in f or max(f["loss"], f["weights"]) > TOLERANCE]
-    figures = {
-        "injected": "nothing: two processes that share weights out (fsdp2, gloo, CPU, fp32), and one process with the same global batch",
-        "cases": len(cases),
-        "expected": f"losses and final weights within {TOLERANCE:g}; half of everything in each process",
-        "lost": f"{len(bad)} cases outside: {', '.join(bad)}" if bad else "nothing",
-        "largest difference of a loss": max((f["loss"] for f in worst.values() if "loss" in f), default=None),
-        "largest difference of a weight": max((f["weights"] for f in worst.values() if "weights" in f), default=None),
-        "refused methods": sorted({case.method for case in CASES.values() if not takes_sharding(made, case)}),
-        "share of a process (weights, gradients, optimiser state)": held,
-        "model families (two processes)": {
-            key: {k: found[key][k] for k in ("loss", "weights", "share")} for found in family for key in found
-        },
-        "methods": worst,
-    }
-    path = HERE / "results" / "sharded.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(figures, indent=2) + "\n")
-    sys.stdout.write(f"{path}: {len(cases)} cases, {len(bad)} outside {TOLERANCE:g}\n")
-    return int(bool(bad))
+        cases = {label: case for label, case in CASES.items() if takes_sharding(made, case)}
+        refused = sorted({case.method for case in CASES.values() if not takes_sharding(made, case)})
+        found = {label: one for label, one in before.get("methods", {}).items() if label in cases}
+        holding = {key: before[key] for key in ("share of a process", "model families") if key in before}
+        for label, case in cases.items():
+            if given.only in label and not (given.go_on and label in found):
+                found[label] = worst(folder, made, case)
+                write({**figures(found, len(cases), refused), **holding, "methods": found})
+                print(f"{len(found)} of {len(cases)}  {label}: {found[label]}", flush=True)
+        if not (given.only or (given.go_on and len(holding) == 2)):
+            holding = held(folder / "models")
+    ordered = {label: found[label] for label in cases if label in found}
+    document = {**figures(ordered, len(cases), refused), **holding, "methods": ordered}
+    write(document)
+    print(f"{OUT.name}: {len(ordered)} cases, lost: {document['lost']}")
+    return int(document["lost"] != "nothing")
+
+
+def write(document: dict[str, Any]) -> None:
+    """Replace the figures."""
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
