@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any, cast
 from lightning.pytorch import LightningModule
 from torch.optim.lr_scheduler import LambdaLR
 
-from unlearn.functional.ranks import across_ranks, averaged
+from unlearn.functional.parts import Accumulation
+from unlearn.functional.ranks import across_ranks, averaged, largest
 from unlearn.functional.schedule import learning_rate_factor
 from unlearn.models.bits import make_optimiser
 from unlearn.models.decoder import device_of
 from unlearn.models.sharded import Sharded
-from unlearn.tracking.randomness import everyone, random_state, set_random_state
+from unlearn.tracking.randomness import Replay, everyone, random_state, set_random_state
 
 if TYPE_CHECKING:
     from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -22,8 +23,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from unlearn.config.schema import OptimConfig
+    from unlearn.data.module import UnlearningDataModule
     from unlearn.methods.base import Method
-    from unlearn.types import TokenBatch
+    from unlearn.types import LossTerms, TokenBatch
 
 
 class UnlearningModule(LightningModule):
@@ -48,6 +50,7 @@ class UnlearningModule(LightningModule):
         self.strict_loading = False
         self.concluded = False
         self._sharded: Sharded | None = None
+        self._accumulation = Accumulation()
         self.logged: dict[str, Tensor] = {}
         self._random: dict[str, Any] | None = None
 
@@ -72,9 +75,12 @@ class UnlearningModule(LightningModule):
             self.method.before_step(self.lm, self.trainer.global_step, self.optim.steps)
 
     def training_step(self, batch: Mapping[str, TokenBatch], batch_idx: int) -> Tensor:
-        """Loss of one batch of streams, over the rows of all processes; logs the total as ``train/loss`` and every named term."""
+        """Loss of a step, over the rows of all processes and micro-batches, with the gradient for those of this micro-batch.
+
+        Logs the total as ``train/loss`` and every named term.
+        """
         with across_ranks():
-            terms = self.method.loss(self.lm, batch)
+            terms = self._terms(batch, batch_idx)
             logged = averaged({f"train/{name}": value for name, value in {"loss": terms.total, **terms.terms}.items()})
         self.logged = {name: value.detach() for name, value in logged.items()}
         if self.trainer._results is not None:
@@ -82,6 +88,23 @@ class UnlearningModule(LightningModule):
         self.log_dict(logged, batch_size=sum(len(b.row_id_B) for b in batch.values()), on_step=True, on_epoch=False)
         self.log("loss", logged["train/loss"], batch_size=1, prog_bar=True, logger=False)
         return terms.total
+
+    def _terms(self, batch: Mapping[str, TokenBatch], batch_idx: int) -> LossTerms:
+        """The method's loss; where a step has several micro-batches, each is computed knowing what all of them say."""
+        n = self.trainer.accumulate_grad_batches
+        if n == 1:
+            return self.method.loss(self.lm, batch)
+        if batch_idx % n == 0:
+            data = cast("UnlearningDataModule", self.trainer.datamodule)
+            self._step = [self.trainer.strategy.batch_to_device(each) for each in data.micro_batches(self.trainer.global_step)]
+            self._replay = Replay(self.method, n)
+        loss = self._replay.of(lambda index: self.method.loss(self.lm, self._step[index]))
+        if batch_idx % n == 0:
+            return self._accumulation.first(n, loss, self._anywhere)
+        return self._accumulation.next(batch_idx % n, loss)
+
+    def _anywhere(self, here: bool) -> bool:
+        return bool(largest(int(here), self.device))
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         """Let the method change the gradients of the whole step."""

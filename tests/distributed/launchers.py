@@ -1,11 +1,10 @@
-"""One tiny run, started in every way that the README names: command lines, two nodes, and what was left behind."""
+"""One tiny run, started in every way that the README names: two nodes, a scheduler, and what was left behind."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import shlex
 import shutil
 import socket
 import subprocess
@@ -21,16 +20,15 @@ from typing import Any
 import yaml
 from safetensors.torch import load_file
 
+from tests.distributed.lines import ROOT
 from unlearn.config.load import load_config
 from unlearn.module import UnlearningModule
 from unlearn.run import execute
 from unlearn.tracking.reader import RunRecord, read_run
 
-ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
-SCRIPT = ROOT / "experiments" / "run.py"
-LAUNCHED = ROOT / "tests" / "distributed" / "launched.py"
 LIMIT_S = 900
+SHORT = {"bootstrap": "0", "permutations": "1", "null_draws": "0", "max_new_tokens": "2", "every": "0", "samples": "2"}
+"""Of the section ``evaluation``: as little as there can be."""
 LAUNCHER_VARIABLES = (
     "LT_",
     "SLURM_",
@@ -61,13 +59,6 @@ def environment(folder: Path, **more: str) -> dict[str, str]:
     return clean | {"OMP_NUM_THREADS": "1", "RECORD": str(folder), "PYTHONPATH": str(ROOT), "PYTHON": sys.executable} | more
 
 
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as one:
-        one.bind(("", 0))
-        return int(one.getsockname()[1])
-
-
 def job_id() -> int:
     """A SLURM job number whose port, which Lightning derives from it, is free."""
     for candidate in range(os.getpid() * 17 % 9000, 10000):
@@ -78,6 +69,25 @@ def job_id() -> int:
                 continue
             return 420000 + candidate
     raise OSError("no free port for a SLURM job")
+
+
+def small_sharded(config: dict[str, Any], *more: str) -> list[str]:
+    """Words after the command of experiments/sharded/README.md: its configuration, with the model, SAE and rows of ``config``, on CPUs."""
+    words = {
+        "model.path": config["model"]["path"],
+        "sae.path": config["sae"]["path"],
+        "data.path": config["data"]["path"],
+        "trainer.accelerator": "cpu",
+        "optim.steps": "3",
+        "optim.warmup_steps": "1",
+        "latents.top_k": "4",
+        "out": config["out"],
+        "cache": config["cache"],
+        "tracking.uri": config["tracking"]["uri"],
+        **{f"data.batch.{stream}": "4" for stream in ("forget", "retain", "known", "unknown")},
+        **{f"evaluation.{key}": value for key, value in SHORT.items()},
+    }
+    return ["experiments/sharded/llama_8b.yaml", *(f"{key}={value}" for key, value in words.items()), *more]
 
 
 def write_config(folder: Path, config: dict[str, Any]) -> Path:
@@ -104,53 +114,6 @@ def launch(folder: Path, commands: Sequence[Sequence[str | Path]], **more: str) 
     output = "".join((folder / f"output{number}").read_text() for number in range(len(commands)))
     records = [[json.loads(line) for line in file.read_text().splitlines()] for file in sorted(folder.glob("rank*.jsonl"))]
     return Launch(codes, output, time.monotonic() - started, records)
-
-
-def readme() -> list[list[str]]:
-    """The command lines of the README's section, as words."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = text.split("## Many devices, many nodes", 1)[1].split("```sh\n", 1)[1].split("```", 1)[0]
-    return [shlex.split(line, comments=True) for line in section.splitlines()]
-
-
-def command(start: str, script: Path, words: Sequence[str], **changed: str) -> list[str | Path]:
-    """The README's line that begins with ``start``, with ``script`` in the place of experiments/run.py and ``words`` in that of my.yaml.
-
-    ``changed`` are options with another value (``main_address``) or that the line does not have.
-    """
-    line = next(line for line in readme() if " ".join(line).startswith(start))
-    made: list[str | Path] = [BIN / line[0]]
-    for word in line[1:]:
-        made += list(words) if word == "my.yaml" else [script if word == "experiments/run.py" else word]
-    first = made.index("run") + 1 if line[0] == "fabric" else 1
-    for name, value in changed.items():
-        option = f"--{name.replace('_', '-')}"
-        if option in made:
-            made[made.index(option) + 1] = value
-        else:
-            made[first:first] = [option, value]
-    return made
-
-
-def fabric(script: Path, words: Sequence[str]) -> list[str | Path]:
-    """``fabric run`` with two processes; a port of its own, since tests run side by side."""
-    return command("fabric run --devices 2", script, words, accelerator="cpu", main_port=str(free_port()))
-
-
-def fabric_node(node: int, address: str, port: int, words: Sequence[str]) -> list[str | Path]:
-    """``fabric run`` on node ``node`` of two, with one process."""
-    start = f"fabric run --devices 8 --num-nodes 2 --node-rank {node}"
-    return command(start, LAUNCHED, words, accelerator="cpu", devices="1", main_address=address, main_port=str(port))
-
-
-def torchrun(script: Path, words: Sequence[str]) -> list[str | Path]:
-    """``torchrun`` with two processes."""
-    return command("torchrun", script, words, master_port=str(free_port()))
-
-
-def plain(words: Sequence[str]) -> list[str | Path]:
-    """``unlearn run``, which starts the processes itself."""
-    return command("unlearn run", SCRIPT, words)
 
 
 @contextmanager
@@ -191,11 +154,13 @@ def _make_namespaces(names: Sequence[str]) -> str:
     return "namespaces" if done else "loopback"
 
 
-def fake_slurm(folder: Path, script: Path) -> dict[str, str]:
-    """Commands and variables of a job with two tasks on one node: an ``srun`` that starts them, a ``scontrol`` that writes down its words.
+def fake_slurm(folder: Path, script: Path, nodes: int = 1) -> dict[str, str]:
+    """Commands and variables of a job with two tasks, on one node or two: an ``srun`` that starts them, a ``scontrol`` that writes down
+    its words.
 
     ``srun`` starts ``script`` in the place of experiments/run.py.
     """
+    node, local = ("0", "$task") if nodes == 1 else ("$task", "0")
     tools = folder / "bin"
     tools.mkdir(parents=True, exist_ok=True)
     ours = str(script).replace("/", r"\/")
@@ -203,7 +168,7 @@ def fake_slurm(folder: Path, script: Path) -> dict[str, str]:
 while [[ "$1" == --* ]]; do shift; done
 pids=()
 for task in 0 1; do
-    SLURM_PROCID=$task SLURM_LOCALID=$task SLURM_NODEID=0 SLURM_STEP_ID=0 "${{@/experiments\/run.py/{ours}}}" &
+    SLURM_PROCID=$task SLURM_LOCALID={local} SLURM_NODEID={node} SLURM_STEP_ID=0 "${{@/experiments\/run.py/{ours}}}" &
     pids+=($!)
 done
 worst=0
@@ -217,19 +182,13 @@ exit "$worst"
     return {
         "PATH": f"{tools}:{os.environ['PATH']}",
         "SLURM_NTASKS": "2",
-        "SLURM_NTASKS_PER_NODE": "2",
-        "SLURM_NNODES": "1",
+        "SLURM_NTASKS_PER_NODE": str(2 // nodes),
+        "SLURM_NNODES": str(nodes),
         "SLURM_NODELIST": "localhost",
         "SLURM_JOB_ID": str(job_id()),
         "SLURM_JOB_NAME": "unlearn",
         "SLURM_SUBMIT_DIR": str(ROOT),
     }
-
-
-def sbatch(words: Sequence[str]) -> list[str | Path]:
-    """What the scheduler runs when it is given the README's line."""
-    line = next(line for line in readme() if line[0] == "sbatch")
-    return ["bash", ROOT / line[-2], *words]
 
 
 def difference(a: RunRecord, b: RunRecord) -> float:

@@ -12,28 +12,34 @@ import pytest
 import yaml
 
 from tests.distributed.launchers import (
-    LAUNCHED,
-    ROOT,
-    SCRIPT,
     Launch,
     astray,
     difference,
-    fabric,
-    fabric_node,
     fake_slurm,
-    free_port,
     launch,
     mlflow_runs,
-    plain,
     record_of,
     run_alone,
-    sbatch,
-    torchrun,
+    small_sharded,
     two_nodes,
     write_config,
 )
+from tests.distributed.lines import (
+    LAUNCHED,
+    README,
+    ROOT,
+    SCRIPT,
+    SHARDED,
+    fabric,
+    fabric_node,
+    free_port,
+    lines,
+    plain,
+    sbatch,
+    torchrun,
+)
 from tests.mini import make_mini
-from unlearn.tracking.reader import RunRecord
+from unlearn.tracking.reader import RunRecord, read_run
 
 STEPS = 4
 
@@ -99,6 +105,37 @@ def test_fabric_run_makes_a_study(mini: dict[str, Any], alone: RunRecord, tmp_pa
     done.records = [record[:STEPS] for record in done.records]
     check_records(mini, done)
     assert done.output.count("study/before: finished before with the same configuration, kept") == 1
+
+
+@pytest.mark.slow
+def test_fabric_run_makes_the_study_of_sharded_models(mini: dict[str, Any], tmp_path: Path) -> None:
+    """The line of experiments/sharded/README.md with its configuration, small; each process trains on half of the rows."""
+    done = launch(tmp_path, [fabric(LAUNCHED, small_sharded(mini, f"out={tmp_path}"), SHARDED)])
+    assert set(done.codes) == {0}, done.output
+    names = list(yaml.safe_load((ROOT / "experiments" / "sharded" / "llama_8b.yaml").read_text())["runs"])
+    for name in names:
+        found = read_run(tmp_path / "sharded" / name)
+        assert found.status["state"] == "finished"
+        assert found.manifest["processes"]["count"] == 2
+        assert [row["step"] for row in found.metrics if row["key"] == "train/loss"] == [0, 1, 2]
+        assert found.config["trainer"]["strategy"] == "fsdp2"
+        assert len(mlflow_runs(mini["tracking"]["uri"], f"sharded/{name}")) == 1
+    for record in done.records:
+        assert len(record) == 3 * len(names)
+        assert {len(rows) for said in record for rows in said["rows"].values()} == {2}
+
+
+@pytest.mark.parametrize("page", [README, SHARDED], ids=lambda page: page.parent.name)
+def test_every_launch_line_of_a_page_is_one_that_is_run(page: Path) -> None:
+    """``lines`` finds them all; the ones below are started by the tests here or by experiments/reliability/launch.py."""
+    words = ["x.yaml"]
+    node = [fabric_node(number, "ADDRESS", 1, words, page) for number in (0, 1)]
+    made = [plain(words, page), fabric(SCRIPT, words, page), torchrun(SCRIPT, words, page), sbatch(words, page), *node]
+    assert all(words[0] in command for command in made)
+    assert all("DIR" not in str(word) for command in made for word in command)
+    found = [line for line in lines(page) if "--dry-run" not in line]
+    assert len(found) == (6 if page == README else 5)
+    assert {line[0] for line in found} == {"unlearn", "fabric", "torchrun", "sbatch"}
 
 
 @pytest.mark.slow

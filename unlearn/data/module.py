@@ -119,6 +119,16 @@ class UnlearningDataModule(lightning.LightningDataModule):
             )
         return share["rank"], share["num_replicas"], trainer.global_step * self.accumulate
 
+    def _samplers(self) -> dict[str, StepSampler]:
+        """A sampler for each active stream, from where the run is."""
+        rank, world_size, start = self._place()
+        made = {}
+        for stream in self._active:
+            size = getattr(self.config.batch, stream)
+            made[stream] = StepSampler(len(self.streams[stream]), size, self.steps, self.seed, stream, rank, world_size, self.accumulate)
+            made[stream].start = start
+        return made
+
     def train_dataloader(self) -> CombinedLoader:
         """``{stream: TokenBatch}`` for the active streams, this rank's share of every batch.
 
@@ -126,11 +136,19 @@ class UnlearningDataModule(lightning.LightningDataModule):
             ConfigError: a stream's batch size cannot be shared out evenly over devices and micro-batches.
             RunError: the run is resumed from the middle of an optimiser step.
         """
-        rank, world_size, start = self._place()
         loaders = {}
-        for stream in self._active:
-            rows, size = self.streams[stream], getattr(self.config.batch, stream)
-            sampler = StepSampler(len(rows), size, self.steps, self.seed, stream, rank, world_size, self.accumulate)
-            sampler.start = start
-            loaders[stream] = StepLoader(_Rows(rows), batch_sampler=sampler, collate_fn=partial(_collated, pad_id=self.pad_id))
+        for stream, sampler in self._samplers().items():
+            rows = _Rows(self.streams[stream])
+            loaders[stream] = StepLoader(rows, batch_sampler=sampler, collate_fn=partial(_collated, pad_id=self.pad_id))
         return CombinedLoader(loaders, "max_size_cycle")
+
+    def micro_batches(self, step: int) -> list[dict[str, TokenBatch]]:
+        """Every micro-batch of optimiser step ``step``, as ``train_dataloader`` serves them; for a trainer between two steps."""
+        samplers = self._samplers()
+        indices = range(step * self.accumulate, (step + 1) * self.accumulate)
+
+        def batch(stream: str, index: int) -> TokenBatch:
+            rows = _Rows(self.streams[stream])
+            return _collated(rows.__getitems__(samplers[stream].micro_batch(index)), self.pad_id)
+
+        return [{stream: batch(stream, index) for stream in samplers} for index in indices]

@@ -28,9 +28,9 @@ class StepSampler(Sampler[list[int]]):
     """Batch sampler over a fixed number of optimiser steps.
 
     The rows are laid out as one permutation after another, and global batch ``k`` is the ``k``-th stretch of ``batch_size`` rows: the
-    whole stream is visited before a row comes again. It is cut into ``accumulate`` micro-batches of equal size, and of each of them rank
-    ``r`` takes every ``world_size``-th row from ``r`` on. The loss of a micro-batch is that of all its rows, whatever the number of
-    ranks (``unlearn.functional.ranks``); the loss of a step is the mean over its micro-batches.
+    whole stream is visited before a row comes again. Micro-batch ``m`` of ``accumulate`` takes every ``accumulate``-th of its rows from
+    ``m`` on, and of these rank ``r`` every ``world_size``-th from ``r`` on. The loss of a step is that of all its rows, whatever the
+    number of ranks (``unlearn.functional.ranks``) and of micro-batches (``unlearn.functional.parts``).
 
     Set ``start`` to the number of micro-batches already done, and iteration goes on from there; the length stays the total, which is
     how Lightning counts a resumed epoch.
@@ -91,8 +91,7 @@ class StepSampler(Sampler[list[int]]):
     def micro_batch(self, index: int) -> Share:
         """This rank's rows of micro-batch ``index`` (0-based, counted over the whole run)."""
         step, part = divmod(index, self.accumulate)
-        size = self.batch_size // self.accumulate
-        return Share(self.global_batch(step)[part * size : (part + 1) * size], self.rank, self.world_size)
+        return Share(self.global_batch(step)[part :: self.accumulate], self.rank, self.world_size)
 
     def __iter__(self) -> Iterator[Share]:
         for index in range(self.start, len(self)):

@@ -7,6 +7,9 @@ means of what they are given. Every process must call them in the same order, wi
 
 Gradients: what is computed is the same number in every process, and each process differentiates it by its own rows only. That gradient is
 multiplied by the number of processes, because distributed strategies average gradients; their average is then that of one process.
+
+The micro-batches of a step that is accumulated count together in the same way (``unlearn.functional.parts``): a share is then what one
+process holds of one micro-batch.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from unlearn.functional.parts import parts
 from unlearn.functional.tokens import upcast
 
 _TOGETHER: ContextVar[bool] = ContextVar("rows of all processes count", default=False)
@@ -42,8 +46,20 @@ def n_ranks() -> int:
     return dist.get_world_size()
 
 
+def n_shares() -> int:
+    """Shares of a batch whose rows count: processes times micro-batches; 1 outside ``across_ranks``."""
+    step = parts() if _TOGETHER.get() else None
+    return n_ranks() * (step.n if step is not None else 1)
+
+
+def _of_all(own: Tensor, rows: bool = False) -> list[Tensor]:
+    """``own``, the same in all processes, of every micro-batch of the step; ``rows``: their numbers of rows may differ."""
+    step = parts() if _TOGETHER.get() else None
+    return [own] if step is None else step.exchange(own, rows)
+
+
 class _FromAllRanks(torch.autograd.Function):
-    """Hands on ``whole``; its gradient at ``own_N`` (everywhere for None) goes to ``own``, times the number of processes."""
+    """Hands on ``whole``; its gradient at ``own_N`` (everywhere for None) goes to ``own``, times the number of shares."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, whole: Tensor, own_N: Tensor | None, size: int) -> Tensor:
@@ -56,10 +72,12 @@ class _FromAllRanks(torch.autograd.Function):
 
 
 def _sums(values: Tensor, size: int) -> Tensor:
-    """Elementwise sum over the processes, float64, differentiable."""
+    """Elementwise sum over the shares, ``size`` of them, float64, differentiable."""
     own = values.double()
     whole = own.detach().clone()
-    dist.all_reduce(whole)
+    if n_ranks() > 1:
+        dist.all_reduce(whole)
+    whole = torch.stack(_of_all(whole)).sum(0)
     found: Tensor = _FromAllRanks.apply(own, whole, None, size)
     return found
 
@@ -74,7 +92,7 @@ def ratio(numerator: Tensor, count: Tensor) -> Tensor:
         numerator: sum over the rows of this process, a scalar.
         count: how many it sums over, a scalar >= 0, without a gradient.
     """
-    numerator, size = upcast(numerator), n_ranks()
+    numerator, size = upcast(numerator), n_shares()
     if size == 1:
         return numerator / count.clamp(min=1)
     whole = _sums(torch.stack([numerator.double(), count.double()]), size)
@@ -88,7 +106,7 @@ def mean(x: Tensor) -> Tensor:
     (tensor(3.), tensor(0.))
     """
     x = upcast(x)
-    if n_ranks() == 1 and x.numel():
+    if n_shares() == 1 and x.numel():
         return x.mean()
     return ratio(x.sum(), torch.tensor(x.numel(), device=x.device))
 
@@ -108,7 +126,7 @@ def variance(x_ND: Tensor) -> Tensor:
     >>> variance(torch.tensor([[1.0], [3.0]]))
     tensor([2.])
     """
-    x_ND, size = upcast(x_ND.detach()), n_ranks()
+    x_ND, size = upcast(x_ND.detach()), n_shares()
     if size == 1:
         return x_ND.var(0) if len(x_ND) > 1 else x_ND.new_full(x_ND.shape[1:], torch.nan)
     n = _sums(x_ND.new_tensor([len(x_ND)]), size)
@@ -117,12 +135,13 @@ def variance(x_ND: Tensor) -> Tensor:
 
 
 def largest(n: int, device: torch.device) -> int:
-    """The largest ``n`` of any process; ``device`` is where the processes exchange it."""
-    if n_ranks() == 1:
+    """The largest ``n`` of any share; ``device`` is where the processes exchange it."""
+    if n_shares() == 1:
         return n
     found = torch.tensor(n, device=device)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
-    return int(found)
+    if n_ranks() > 1:
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(torch.stack(_of_all(found)).max())
 
 
 def averaged(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -149,48 +168,59 @@ def own_share(n: int) -> range:
 
 
 class SharedRows:
-    """Rows of all processes, laid out as one process would have them, for losses that compare rows with each other.
+    """Rows of all shares, laid out as one process would have them, for losses that compare rows with each other.
 
-    Process r of W holds every W-th row of a batch from r on (``unlearn.data.sampler``), so its row i is row ``i W + r`` of the batch.
-    Rows that are left out leave no gap.
+    Micro-batch m of A holds every A-th row of a step from m on, and process r of W every W-th of these from r on
+    (``unlearn.data.sampler``), so its row i is row ``(i W + r) A + m`` of the step. Rows that are left out leave no gap.
 
     Attributes:
-        own_N: places, among all rows, of those of this process.
+        own_N: places, among all rows, of those of this share.
     """
 
     def __init__(self, place_N: Tensor) -> None:
         """Agree on the layout.
 
         Args:
-            place_N: places in this process's batch of the rows that take part, ascending; may be empty.
+            place_N: places in this share of the rows that take part, ascending; may be empty.
         """
-        self.size = n_ranks()
+        self.size, self.ranks = n_shares(), n_ranks()
         self.own_N = torch.arange(len(place_N), device=place_N.device)
         if self.size == 1:
             return
-        counts = [torch.zeros_like(self.own_N[:1].sum()) for _ in range(self.size)]
-        dist.all_gather(counts, torch.tensor(len(place_N), device=place_N.device))
-        self.counts = [int(n) for n in counts]
-        rank = dist.get_rank()
-        key_M = torch.cat(self._parts(place_N * self.size + rank))
-        self.order_M = key_M.argsort()
-        first = sum(self.counts[:rank])
+        rank, self.counts = self._counted(place_N)
+        step = parts()
+        index, n = (step.index, step.n) if step is not None else (0, 1)
+        keys = _of_all(torch.cat(self._of_ranks((place_N * self.ranks + rank) * n + index)), rows=True)
+        self.lengths = [len(key) for key in keys]
+        self.order_M = torch.cat(keys).argsort(stable=True)
+        first = sum(self.lengths[:index]) + sum(self.counts[:rank])
         self.own_N = self.order_M.argsort()[first : first + len(place_N)]
 
-    def _parts(self, x_N: Tensor) -> list[Tensor]:
+    def _counted(self, place_N: Tensor) -> tuple[int, list[int]]:
+        """This process, and the number of rows of each."""
+        if self.ranks == 1:
+            return 0, [len(place_N)]
+        counts = [torch.zeros_like(self.own_N[:1].sum()) for _ in range(self.ranks)]
+        dist.all_gather(counts, torch.tensor(len(place_N), device=place_N.device))
+        return dist.get_rank(), [int(n) for n in counts]
+
+    def _of_ranks(self, x_N: Tensor) -> list[Tensor]:
         """Rows of each process; shorter shares travel padded."""
-        if not any(self.counts):
+        if self.ranks == 1 or not any(self.counts):
             return [x_N]
         padded = x_N.new_zeros(max(self.counts), *x_N.shape[1:])
         padded[: len(x_N)] = x_N
-        parts = [torch.empty_like(padded) for _ in self.counts]
-        dist.all_gather(parts, padded)
-        return [part[:n] for part, n in zip(parts, self.counts, strict=True)]
+        found = [torch.empty_like(padded) for _ in self.counts]
+        dist.all_gather(found, padded)
+        return [part[:n] for part, n in zip(found, self.counts, strict=True)]
 
     def all(self, x_N: Tensor) -> Tensor:
-        """The rows of every process, [M, ...]; differentiable by this one's."""
+        """The rows of every share, [M, ...]; differentiable by this one's."""
         if self.size == 1:
             return x_N
-        whole = torch.cat(self._parts(x_N.detach()))[self.order_M]
+        said = _of_all(torch.cat(self._of_ranks(x_N.detach())), rows=True)
+        # micro-batches that have yet to find their place in the exchange: rows without meaning, in the right number
+        fitting = [word if len(word) == n else word.new_zeros(n, *word.shape[1:]) for word, n in zip(said, self.lengths, strict=True)]
+        whole = torch.cat(fitting)[self.order_M]
         found: Tensor = _FromAllRanks.apply(x_N, whole, self.own_N, self.size) if x_N.requires_grad else whole
         return found

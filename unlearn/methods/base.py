@@ -69,12 +69,13 @@ class Method(nn.Module, ABC):
 
         setup(lm)                 once, on the original model, its trained weights selected; again when a run is resumed
         before_step(lm, k, n)     before optimiser step k of n
-        loss(lm, batch)           per micro-batch
+        loss(lm, batch)           per micro-batch; where a step has several, more than once for each, with the same random numbers
         adjust_gradients(lm)      after the gradients of a step are complete, before clipping
         finish(lm)                once, after the last step: edits of the weights that are not gradient steps
         install(lm)               once, after that; also on a model whose final weights are loaded: what acts at inference
 
-    State that changes while training goes into ``get_extra_state`` (checkpoints keep it); what ``setup`` computes from the original model
+    ``loss`` changes nothing but generators that are attributes of the method. State that changes while training goes into
+    ``get_extra_state`` (checkpoints keep it); what ``setup`` computes from the original model
     is computed again on resume and need not be kept.
     """
 

@@ -134,7 +134,7 @@ class PDU(RetainMethod):
         """Terms: ``forget``, ``retain``, ``retain_weight`` (of the constraint, at this step)."""
         forget = margin_loss(forward(lm, batch["forget"]).logits_AV)
         retain = retain_term(lm, batch["retain"], self.context, self.config.retain)
-        self.seen += torch.stack([retain.detach().float(), torch.ones_like(self.seen[0])])
+        self.seen.copy_(torch.stack([retain.detach().float(), torch.ones_like(self.seen[0])]))  # of the whole step, in every micro-batch
         weight = self.weight.clone()
         total = self.config.forget_weight * forget + weight * (retain - self.config.eps)
         return LossTerms(total, {"forget": forget, "retain": retain, "retain_weight": weight})

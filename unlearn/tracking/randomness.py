@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
+
+Result = TypeVar("Result")
 
 
 def random_state() -> dict[str, Any]:
@@ -46,3 +50,32 @@ def everyone(mine: Any) -> list[Any]:
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, mine)
     return parts
+
+
+class Replay:
+    """The micro-batches of one step draw the same random numbers however often each is computed.
+
+    From the generators that ``owner`` and its submodules hold as attributes all micro-batches draw alike, as processes do: what they draw
+    belongs to the step, which moves them on once. From the generators of the process each draws its own.
+    """
+
+    def __init__(self, owner: nn.Module, n: int) -> None:
+        """At the beginning of a step of ``n`` micro-batches."""
+        found = {id(value): value for part in owner.modules() for value in vars(part).values() if isinstance(value, torch.Generator)}
+        self._own = [(generator, generator.get_state()) for generator in found.values()]
+        self._process: list[dict[str, Any] | None] = [None] * n
+
+    def of(self, compute: Callable[[int], Result]) -> Callable[[int], Result]:
+        """``compute(index)``, from where the generators were when ``index`` was computed first."""
+
+        def again(index: int) -> Result:
+            for generator, state in self._own:
+                generator.set_state(state)
+            kept = self._process[index]
+            if kept is None:
+                self._process[index] = random_state()
+            else:
+                set_random_state(kept)
+            return compute(index)
+
+        return again
