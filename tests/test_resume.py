@@ -128,6 +128,31 @@ def test_every_byte_of_a_checkpoint_is_covered(tmp_path: Path) -> None:
         assert damage(path), place
 
 
+def test_a_whole_checkpoint_that_never_had_a_checksum_is_gone_on_with(tmp_path: Path) -> None:
+    """As Lightning writes it; damage is found by the records' own check values, a lost end by what it ends with."""
+    io, path = DurableCheckpointIO(), tmp_path / "last.ckpt"
+    torch.save({"step": 7, "weights": torch.arange(500.0)}, path)
+    data = path.read_bytes()
+    assert damage(path) == ""
+    assert io.load_checkpoint(path)["step"] == 7
+    saved(io, path, 8)
+    assert newest(tmp_path) == (path, [])
+    assert torch.load(previous(path), weights_only=True)["step"] == 7
+    place = data.index(torch.arange(500.0).numpy().tobytes()) + 1000
+    for harmed in (data[:-1], data + b"\0", data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]):
+        path.write_bytes(harmed)
+        assert damage(path) == "it has no checksum at its end"
+
+
+def test_a_checksum_that_is_cut_off_leaves_a_damaged_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    saved(DurableCheckpointIO(), path, 1)
+    data = path.read_bytes()
+    for left in range(1, checkpoints.LENGTH + 1):
+        path.write_bytes(data[:-left])
+        assert damage(path) == "it has no checksum at its end", left
+
+
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -136,7 +161,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     with path.open("wb") as file:
         torch.save({"step": Trap()}, file)
-    with pytest.raises(RunError, match="no checksum"):
+    with pytest.raises(RunError, match="must hold tensors and plain values only"):
         DurableCheckpointIO().load_checkpoint(path)
     checkpoints.write({"step": Trap()}, path)  # one that somebody has given a checksum
     for load in (DurableCheckpointIO().load_checkpoint, checkpoints.read):

@@ -119,7 +119,7 @@ class TrainerConfig:
     precision: str | None = None
     """32-true, bf16-mixed, ..."""
     accumulate: int = 1
-    """micro-batches in one optimiser step, >= 1"""
+    """micro-batches in one optimiser step, >= 1: less memory and more forward passes, the same loss and gradient"""
     progress_bar: bool = True
     """whether a progress bar is shown"""
     checkpoint_every: int = 0

@@ -2,7 +2,8 @@
 
 A checkpoint is written to a temporary name, synced, and renamed; the one before it is kept beside it as ``<name>.previous.ckpt``. Its
 SHA-256 stands in the comment of the zip archive that ``torch.save`` writes, so that file and checksum cannot part, and the file stays one
-that ``torch.load`` reads.
+that ``torch.load`` reads. A checkpoint that never had one (Lightning's own, or of an earlier version) is judged by the CRC-32 that the
+archive keeps of each record: whole ones are gone on with, others are refused.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
@@ -26,6 +28,8 @@ LAST = "last.ckpt"
 MARK = b"unlearn sha256 "
 LENGTH = len(MARK) + 64
 """Bytes of the comment: the mark and the checksum in hexadecimal."""
+PLAIN_END = b"PK\5\6" + bytes(18)
+"""End of an archive without a comment: a mark, numbers, and the comment's length, 0."""
 CHUNK = 1 << 22
 """Bytes read at once."""
 
@@ -84,7 +88,7 @@ def damage(path: Path) -> str:
             file.seek(left + 2)
             comment = file.read()
             if not re.fullmatch(re.escape(MARK) + rb"[0-9a-f]{64}", comment):
-                return "it has no checksum at its end"
+                return "" if _whole_archive(path) else "it has no checksum at its end"
             file.seek(0)
             digest = hashlib.sha256()
             while left > 0 and (piece := file.read(min(CHUNK, left))):
@@ -95,6 +99,21 @@ def damage(path: Path) -> str:
     digest.update(b"\0\0")
     found, expected = digest.hexdigest(), comment[len(MARK) :].decode()
     return "" if found == expected else f"its checksum is {found[:12]}, not {expected[:12]}"
+
+
+def _whole_archive(path: Path) -> bool:
+    """Whether a checkpoint without our checksum is one that never had any, and is whole: the archive ends as ``torch.save`` ends it, and
+    the CRC-32 of every record in it fits. What lost its checksum by damage has lost that end too."""
+    with path.open("rb") as file:
+        file.seek(-len(PLAIN_END), os.SEEK_END)
+        end = file.read()
+    if not (end.startswith(PLAIN_END[:4]) and end.endswith(PLAIN_END[-2:])):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return bool(archive.namelist()) and archive.testzip() is None
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError):
+        return False
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
