@@ -25,7 +25,7 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 
 from tests.distributed.every_method import CASES, PATIENCE_S, Case, attempt, become, forked, uneven_data  # noqa: E402
-from tests.distributed.test_sharded import families, shares  # noqa: E402
+from tests.distributed.sharded_models import families, shares  # noqa: E402
 from tests.sharded import on_two_ranks  # noqa: E402
 from tests.toys import Toy, toy  # noqa: E402
 
