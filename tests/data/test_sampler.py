@@ -36,10 +36,13 @@ def test_ranks_share_out_the_same_global_batch(world_size, accumulate):
         assert sorted(row for part in parts for row in part) == sorted(batch)
 
 
-def test_a_share_knows_the_rows_of_all_processes():
+def test_a_share_knows_the_rows_of_the_step():
+    """Row i of process r's micro-batch m is row (i W + r) A + m of the step."""
     ranks = [list(sampler(rank=r, world_size=2, accumulate=2)) for r in range(2)]
-    for first, second in zip(*ranks, strict=True):
-        assert first.whole == second.whole == [row for pair in zip(first, second, strict=True) for row in pair]
+    for step, batch in enumerate(sampler()):
+        shares = {(r, m): ranks[r][step * 2 + m] for r in range(2) for m in range(2)}
+        assert all(share.whole == batch for share in shares.values())
+        assert all(share[i] == batch[(i * 2 + r) * 2 + m] for (r, m), share in shares.items() for i in range(len(share)))
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

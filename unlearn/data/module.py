@@ -27,7 +27,7 @@ class _Rows(Dataset[TokenRow]):
         return self.rows[index]
 
     def __getitems__(self, share: Share) -> tuple[list[TokenRow], int]:
-        """Rows of this process, and the length of the longest row of all processes: every share is padded to the same width."""
+        """Rows of this share, and the length of the longest row of the step: every share of it is padded to the same width."""
         return [self.rows[i] for i in share], max(len(self.rows[i].ids) for i in share.whole)
 
     def __len__(self) -> int:

@@ -15,12 +15,13 @@ class Share(list[int]):
     """Rows of one process's micro-batch.
 
     Attributes:
-        whole: rows of the micro-batch over all processes, in order; the shares are ``whole[rank::world_size]``.
+        whole: rows of the optimiser step over all processes and micro-batches, in order. All of its shares are padded to the same width:
+            losses that count padded positions would differ otherwise.
     """
 
-    def __init__(self, whole: list[int], rank: int, world_size: int) -> None:
-        """Take every ``world_size``-th row of ``whole`` from ``rank`` on."""
-        super().__init__(whole[rank::world_size])
+    def __init__(self, whole: list[int], first: int, shares: int) -> None:
+        """Take every ``shares``-th row of ``whole`` from ``first`` on."""
+        super().__init__(whole[first::shares])
         self.whole = whole
 
 
@@ -91,7 +92,7 @@ class StepSampler(Sampler[list[int]]):
     def micro_batch(self, index: int) -> Share:
         """This rank's rows of micro-batch ``index`` (0-based, counted over the whole run)."""
         step, part = divmod(index, self.accumulate)
-        return Share(self.global_batch(step)[part :: self.accumulate], self.rank, self.world_size)
+        return Share(self.global_batch(step), self.rank * self.accumulate + part, self.world_size * self.accumulate)
 
     def __iter__(self) -> Iterator[Share]:
         for index in range(self.start, len(self)):
