@@ -62,7 +62,8 @@ def test_a_preset_runs(
     hook = facts["hook"]
     assert hook["fvu"][str(hook["layer"])] == min(hook["fvu"].values()) < 0.5
     assert 0 <= results["forget/accuracy"] <= 1
-    losses = [line["train/loss"] for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "train/loss" in line]
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    losses = [row["value"] for row in rows if row["key"] == "train/loss"]
     assert len(losses) == 2
     assert all(math.isfinite(loss) for loss in losses)
     base = [record.getMessage() for record in caplog.records if "was trained on the base model" in record.getMessage()]
