@@ -1,6 +1,6 @@
 """sae_erase on worlds and forget sets that it was not tuned on, beside the gold model; on the one that it was, each term turned off.
 
-    python experiments/world_erasure/reproduce.py [--only PATTERN ...] [--most N] [--table] [key=value ...]
+    python experiments/world_erasure/reproduce.py [--only PATTERN] [--most N] [--table] [key=value ...]
 
 A cell is a setting of erasure.yaml on one world and one forget set: results/<setting>_seed<S>_set<F>.json. A cell whose file is there is
 not made again, whoever made it; an interrupted one goes on after the last attack. ``--only`` takes patterns of cells
@@ -176,13 +176,13 @@ def write() -> None:
 def main() -> None:
     """Make what is missing, then the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=["*"], help="patterns of cells, such as sae_erase_seed1_*")
+    parser.add_argument("--only", action="append", metavar="PATTERN", help="cells, such as 'sae_erase_seed1_*'; may be repeated")
     parser.add_argument("--most", type=int, default=len(CELLS), help="most new cells")
     parser.add_argument("--table", action="store_true", help="run nothing, read what is there")
     parser.add_argument("overrides", nargs="*", help="settings of every run, key=value")
     given = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
-    wanted = [cell for cell in CELLS if any(fnmatch(cell.label, pattern) for pattern in given.only)]
+    wanted = [cell for cell in CELLS if any(fnmatch(cell.label, pattern) for pattern in given.only or ["*"])]
     missing = [cell for cell in wanted if not (RESULTS / f"{cell.label}.json").exists()]
     for cell in [] if given.table else missing[: given.most]:
         found = make(cell, given.overrides)

@@ -147,12 +147,13 @@ def test_codes_of_the_original_model_can_be_put_back(made: Toy) -> None:
 
 
 def test_an_adversary_lives_as_long_as_it_was_given(made: Toy) -> None:
-    lm, method = made.ready("sae_erase", adversary_life=[2, 2], adversary_steps=1)
+    lm, method = made.ready("sae_erase", adversary_life=[2, 2], adversary_steps=1, meta_every=2)
     steps = []
-    for number in range(4):
+    for number in range(8):
         method.before_step(lm, number, 10)
+        assert bool(method.pressure) == (number % 2 == 0)
         steps.append(int(next(iter(method.relearner.adversary.optimizer.state.values()))["step"]))
-    assert steps == [1, 2, 1, 2]
+    assert steps == [1, 1, 2, 2, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("adversary", ["full", "lora"])

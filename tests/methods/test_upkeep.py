@@ -72,3 +72,19 @@ def test_a_group_of_no_rows_counts_nothing(made: Toy) -> None:
     assert replayed.hidden > 0
     nobody, nothing = keep.changes(lm, 2, 0, 0, noise=1.0)
     assert {v.item() for v in (nobody.kl, nobody.hidden, nothing.kl, nothing.hidden)} == {0.0}
+
+
+def test_a_row_is_shaken_in_the_same_way_wherever_it_stands(made: Toy) -> None:
+    lm, keep = kept(made)
+    batch = made.batch()["retain"]
+    turned = type(batch)(*(t.flip(0) for t in batch))
+    plain = capture(lm, batch, 3)
+    with keep.shaken(lm, batch, 1, 2.0):
+        shaken = capture(lm, batch, 3)
+    with keep.shaken(lm, turned, 1, 2.0):
+        torch.testing.assert_close(capture(lm, turned, 3).flip(0), shaken)
+    before_name = torch.arange(plain.shape[1]) < batch.entity_end_B[:, None]
+    torch.testing.assert_close(shaken[before_name], plain[before_name])
+    assert (shaken - plain).abs().max() > 1e-3
+    with keep.shaken(lm, batch, 1, 0.0):
+        torch.testing.assert_close(capture(lm, batch, 3), plain)

@@ -13,22 +13,23 @@ steps of fine-tuning on some of them. This method adds to its distribution match
 - ``meta_weight``: first-order meta-relearning, after TAR (arXiv 2408.00761). An adversary with weights of its own
   (``unlearn.methods.adversary``) relearns some facts of the targets over ``adversary_life`` steps; at its weights the other facts' share
   is matched to that of unknown names asked by the same adversary (``meta_loss: match``), or capped (``cap``), and the gradient is added
-  to the model's own. In ``patch_share`` of the steps it also has the original model's codes of the targets put back;
+  to the model's own, in one of ``meta_every`` steps. In ``patch_share`` of those it also has the original model's codes of the targets
+  put back;
 - ``retain_kl``, ``retain_hidden``, ``retain_noise``: as in ``sae_guided``, but at every block, and with noise at any block but the last;
 - ``replay_weight``: self-replay of names that the model lists itself (``unlearn.methods.self_replay``);
 - ``virtual_weight``: virtual known entities, random mixtures of the codes of known ones at an unknown name's last token; what the layers
   above make of a known code must stay, whoever's it is.
 
-Cost per step beside the streams' rows: ``replay_rows + virtual_rows`` rows forward twice and backward once, ``adversary_steps`` passes of
-``adversary_rows`` rows forward and backward, one more of them at the adversary's weights, and one forward of as many strangers. Memory: a
-copy of the trained weights, the adversary (see there), and the targets (see ``counterfactual``).
+Cost per step beside the streams' rows: ``replay_rows + virtual_rows`` rows forward twice and backward once; in one of ``meta_every`` steps
+``adversary_steps + 1`` passes of ``adversary_rows`` rows forward and backward, and one forward of as many strangers. Memory: a copy of the
+trained weights, the adversary (see there), and the targets (see ``counterfactual``).
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -48,9 +49,8 @@ from unlearn.methods.sae_guided import SAEGuided, SAEGuidedConfig
 from unlearn.methods.self_replay import listed_names, replay_rows
 from unlearn.methods.tracing import spread
 from unlearn.methods.undo import swapped
-from unlearn.methods.upkeep import Upkeep, row_noise
+from unlearn.methods.upkeep import Upkeep
 from unlearn.models.decoder import device_of, head
-from unlearn.models.edit import edited
 from unlearn.models.forward import Forward, forward
 from unlearn.types import NO_ENTITY, LossTerms, TokenBatch
 
@@ -80,8 +80,10 @@ class SAEEraseConfig(SAEGuidedConfig, AdversaryConfig):
     """weight of the distance to the codes of names never met, >= 0"""
     share_weight: float = 0.2
     """weight of the distance between the true values' shares and those that they have for unknown names, >= 0"""
-    meta_weight: float = 2.5
+    meta_weight: float = 4.0
     """weight of what the adversary gets out, >= 0"""
+    meta_every: int = 2
+    """the adversary trains and is asked in one of so many steps, >= 1"""
     meta_loss: str = "match"
     """match (shares at the adversary's weights are those of unknown names there, from both sides) or cap (they are at most even)"""
     cap_margin: float = 0.7
@@ -92,8 +94,8 @@ class SAEEraseConfig(SAEGuidedConfig, AdversaryConfig):
     """weight of the relative squared change of every block's output on those rows, >= 0"""
     retain_noise: float = 1.0
     """Gaussian noise at the entity token of those rows, at a block drawn in each step, up to this multiple of its deviation, >= 0"""
-    patch_share: float = 0.25
-    """share of the steps in which the adversary also has the original model's codes of the targets put back at a block, in [0, 1]"""
+    patch_share: float = 0.5
+    """share of those steps in which the adversary also has the original model's codes of the targets put back at a block, in [0, 1]"""
     draws: int = 3
     """unknown names for each target, of which its neighbours are made, >= 1"""
     replay_weight: float = 1.0
@@ -106,8 +108,8 @@ class SAEEraseConfig(SAEGuidedConfig, AdversaryConfig):
     """weight of virtual known entities, beside retain_kl and retain_hidden, >= 0"""
     virtual_rows: int = 8
     """virtual known entities in a step, >= 1"""
-    adversary_life: list[int] = field(default_factory=lambda: [8, 50])
-    """steps of an adversary from its beginning to its end: the least and the most, >= 1"""
+    adversary_life: list[int] = field(default_factory=lambda: [5, 25])
+    """times that an adversary trains before another begins: the least and the most, >= 1"""
 
     def __post_init__(self) -> None:
         SAEGuidedConfig.__post_init__(self)
@@ -117,7 +119,7 @@ class SAEEraseConfig(SAEGuidedConfig, AdversaryConfig):
             check(0 <= getattr(self, name) < float("inf"), f"method.{name}", "finite and >= 0", getattr(self, name))
         check(-float("inf") < self.cap_margin < float("inf"), "method.cap_margin", "finite", self.cap_margin)
         check(0 <= self.patch_share <= 1, "method.patch_share", "in [0, 1]", self.patch_share)
-        for name in ("draws", "replay_rounds", "replay_rows", "virtual_rows"):
+        for name in ("draws", "meta_every", "replay_rounds", "replay_rows", "virtual_rows"):
             check(getattr(self, name) >= 1, f"method.{name}", ">= 1", getattr(self, name))
         life = self.adversary_life
         check(len(life) == 2 and 1 <= life[0] <= life[1], "method.adversary_life", "two whole numbers >= 1, the smaller first", life)
@@ -196,19 +198,19 @@ class SAEErase(SAEGuided):
     def get_extra_state(self) -> dict[str, Any]:  # type: ignore[override]
         """Generator of the banks' draws, and the adversary with what is left of its life."""
         adversary = {} if self.relearner is None else self.relearner.state()
-        return {"draws": super().get_extra_state(), "left": self.left, "adversary": adversary}
+        return {"draws": super().get_extra_state(), "left": self.left, "met": self.met, "adversary": adversary}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:  # type: ignore[override]
         """Go on where the checkpoint stopped."""
         super().set_extra_state(state["draws"])
-        self.left = int(state["left"])
+        self.left, self.met = int(state["left"]), state["met"]
         if self.relearner is not None:
             self.relearner.restore(state["adversary"], self.latents_S.device)
 
     def before_step(self, lm: PreTrainedModel, step: int, steps: int) -> None:
         """Let the adversary train, and keep the gradient of what it gets out."""
-        self.step = step
-        if self.relearner is None:
+        self.step, self.pressure = step, {}
+        if self.relearner is None or step % self.config.meta_every:
             return
         if self.left <= 0:
             self.relearner.begin(lm, step)
@@ -273,20 +275,7 @@ class SAEErase(SAEGuided):
 
     def _noise(self, lm: PreTrainedModel, batch: TokenBatch) -> AbstractContextManager[None]:
         """Shake the entity token at a block drawn for the step; what a row gets depends on its id, not on its place."""
-        if not self.config.retain_noise:
-            return nullcontext()
-        rng = random.Random(f"noise {self.context.seed} {self.step}")
-        layer, strength = rng.randrange(max(1, self.context.n_blocks - 1)), self.config.retain_noise * rng.random()
-        named_N = (batch.entity_end_B > NO_ENTITY).nonzero()[:, 0]
-        spread_D = strength * made(self.upkeep).known[layer].std(0)
-        shift_ND = spread_D * row_noise(batch.row_id_B[named_N].tolist(), len(spread_D), (self.context.seed, self.step)).to(spread_D)
-        place_N = batch.entity_end_B[named_N]
-
-        def shake(hidden_BTD: Tensor) -> Tensor:
-            at_ND = hidden_BTD[named_N, place_N]
-            return hidden_BTD.index_put((named_N, place_N), at_ND + shift_ND.to(hidden_BTD.dtype))
-
-        return edited(lm, layer, shake)
+        return made(self.upkeep).shaken(lm, batch, self.step, self.config.retain_noise)
 
     def loss(self, lm: PreTrainedModel, batch: Mapping[str, TokenBatch]) -> LossTerms:
         """Terms: those of ``forgotten``, ``relearned``, ``retain_kl``, ``retain_hidden``, ``replay``, ``virtual``; see the file's head."""

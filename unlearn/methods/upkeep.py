@@ -109,6 +109,24 @@ class Upkeep:
         mask_BT[:, 0] = False
         return _compare(before, after, mask_BT, ~virtual_B), _compare(before, after, mask_BT, virtual_B)
 
+    def shaken(self, lm: PreTrainedModel, batch: TokenBatch, step: int, noise: float) -> AbstractContextManager[None]:
+        """Inside, the entity's token of a batch is shaken at the output of a block drawn for the step, by up to ``noise`` deviations of the
+        known codes; what a row gets depends on its id, not on its place."""
+        if not noise:
+            return nullcontext()
+        rng = random.Random(f"noise {self.seed} {step}")
+        layer, strength = rng.randrange(max(1, self.n_blocks - 1)), noise * rng.random()
+        named_N = (batch.entity_end_B > NO_ENTITY).nonzero()[:, 0]
+        spread_D = strength * self.known[layer].std(0)
+        shift_ND = spread_D * row_noise(batch.row_id_B[named_N].tolist(), len(spread_D), (self.seed, step)).to(spread_D)
+        place_N = batch.entity_end_B[named_N]
+
+        def shake(hidden_BTD: Tensor) -> Tensor:
+            at_ND = hidden_BTD[named_N, place_N]
+            return hidden_BTD.index_put((named_N, place_N), at_ND + shift_ND.to(hidden_BTD.dtype))
+
+        return edited(lm, layer, shake)
+
     def _collated(self, rows: Sequence[TokenRow], width: int) -> TokenBatch:
         if rows:
             return collate(rows, self.pad_id, width)
