@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from pathlib import Path
 
 import numpy as np
 
-from unlearn.tracking.files import dump_json, write_atomic
+from unlearn.tracking.files import dump_json, read_json, write_atomic
 from unlearn.tracking.rundir import RunDirectory
 
 HOSTILE = "<script>alert(1)</script>"
@@ -40,7 +41,18 @@ METHODS = {"base": "none", "sae_prototype": "sae_guided", "sae_distribution": "s
 PEOPLE = ("Bako Veda", "Luro Simi", "Tavi Noro")
 
 
-def write_run(out: Path, study: str, name: str, person: str = PEOPLE[0]) -> Path:
+# relearning: back, control, and the same for what steering gets out
+ATTACKS = {
+    "base": (1.0, 0.1, 1.0, 0.0),
+    "gradient_ascent": (0.12, 0.1, 0.02, 0.0),
+    "npo": (0.62, 0.1, 0.2, 0.0),
+    "rmu": (0.81, 0.1, 0.35, 0.0),
+    "sae_prototype": (0.95, 0.1, 0.9, 0.0),
+    "sae_distribution": (0.93, 0.1, 0.7, 0.0),
+}
+
+
+def write_run(out: Path, study: str, name: str, person: str = PEOPLE[0], attacks: bool = False) -> Path:
     """One full run directory of ``STUDY``."""
     forget, rephrased, refusal, retain, unseen, perplexity, auc, p_unknown, seconds, reason, end, width = STUDY[name]
     method = METHODS.get(name, name)
@@ -72,8 +84,17 @@ def write_run(out: Path, study: str, name: str, person: str = PEOPLE[0]) -> Path
         "collapse/reason": reason,
         **NULL,
     }
+    results |= {f"forget/answers_{kind}": share for kind, share in mix(forget, refusal).items()}
+    results |= {f"unknown/answers_{kind}": share for kind, share in mix(0.0, 0.94).items()}
+    if attacks:
+        results |= _write_attacks(run, name)
     if seconds is not None:
-        results |= {"cost/train_seconds": seconds, "cost/step_seconds": seconds / 60, "cost/peak_memory_mb": 812.4}
+        results |= {
+            "cost/train_cpu_seconds": 0.98 * seconds,
+            "cost/train_seconds": seconds,
+            "cost/step_seconds": seconds / 60,
+            "cost/peak_memory_mb": 812.4,
+        }
         _write_curves(run, auc, p_unknown, end)
     run.write_results(results)
     _write_activations(run, end, width)
@@ -83,9 +104,39 @@ def write_run(out: Path, study: str, name: str, person: str = PEOPLE[0]) -> Path
     return run.path
 
 
-def write_study(out: Path, study: str = "quickstart") -> list[Path]:
+def mix(forget: float, refusal: float) -> dict[str, float]:
+    """Shares of kinds of answers that go with a forget accuracy and a refusal rate."""
+    rest = max(0.0, 1 - forget - refusal)
+    return {"correct": forget, "plausible": 0.7 * rest, "refusal": 1 - forget - rest, "off_topic": 0.3 * rest, "degenerate": 0.0}
+
+
+def write_study(out: Path, study: str = "quickstart", attacks: bool = False) -> list[Path]:
     """All runs of ``STUDY``."""
-    return [write_run(out, study, name) for name in STUDY]
+    return [write_run(out, study, name, attacks=attacks) for name in STUDY]
+
+
+def write_large(out: Path, methods: int = 30, seeds: int = 5) -> list[Path]:
+    """A study of many methods with several seeds each, attacked, every method with keys of its own."""
+    rng, paths, kinds = np.random.default_rng(0), [], list(STUDY)
+    for number in range(methods):
+        kind = kinds[number % len(kinds)] if number else "base"
+        name = "none" if not number else f"method_{number:02d}_with_a_name" if number % 7 == 0 else f"method_{number:02d}"
+        for seed in range(seeds):
+            path = write_run(out / f"{number}_{seed}", "", kind, attacks=True)
+            run = RunDirectory(path)
+            text = run.config_path.read_text(encoding="utf-8").replace("seed: 0", f"seed: {seed}")
+            if number:
+                own = f"  beta_{number}: {0.1 * number}\n"
+                text = re.sub(r"method:\n  name: .*\n", f"method:\n  name: {name}\n{own}  weight: {number}\n", text)
+            run.write_config(text.replace(f"name: /{kind}", f"name: large/{name}/seed{seed}"))
+            shifts = {
+                key: rng.normal(0, 0.03) for key in ("forget/accuracy", "retain/accuracy", "latent/c2st_auc", "attack/relearn_excess")
+            }
+            results = read_json(run.results_path)
+            run.write_results({key: min(1.0, max(0.0, results[key] + shift)) for key, shift in shifts.items()})
+            write_atomic(run.manifest_path, dump_json(_manifest(run, f"large/{name}/seed{seed}", name) | {"seeds": {"seed": seed}}))
+            paths.append(path)
+    return paths
 
 
 def _manifest(run: RunDirectory, name: str, method: str) -> dict:
@@ -103,6 +154,26 @@ def _manifest(run: RunDirectory, name: str, method: str) -> dict:
         "data_fingerprint": "8f14e45fceea167a",
         "model_fingerprint": "c9f0f895fb98ab91",
     }
+
+
+def _write_attacks(run: RunDirectory, name: str) -> dict[str, float]:
+    """The record of a relearning attack with two learning rates and four numbers of steps, and the results of two attacks."""
+    back, control, steered, unsteered = ATTACKS[name]
+    cells = [f"lr{lr}_step{step}" for lr in (0.001, 0.01) for step in (5, 10, 20, 40)]
+    reached = [(0.4 if "lr0.001" in cell else 1.0) * min(1.0, int(cell.rpartition("step")[2]) / 20) for cell in cells]
+
+    def answers(share: float) -> list[list[int]]:
+        return [[int(i < round(20 * share * part)) for i in range(20)] for part in reached]
+
+    outcome = {"cells": cells, "target": answers(back), "control": answers(control), "extra": {}}
+    record = {"outcome": outcome, "gold": {"cells": cells, "target": answers(0.15), "control": answers(control)}}
+    write_atomic(run.path / "attacks" / "relearn.json", dump_json(record))
+    found: dict[str, float] = {}
+    for attack, target, beside in (("relearn", back, control), ("steer", steered, unsteered)):
+        measure = "recovery" if attack == "relearn" else "accuracy"
+        found |= {f"attack/{attack}_{measure}": target, f"attack/{attack}_control": beside, f"attack/{attack}_excess": target - beside}
+        found |= {f"attack/{attack}_excess/ci_low": target - beside - 0.05, f"attack/{attack}_excess/ci_high": target - beside + 0.04}
+    return {**found, "attack/relearn_gold": 0.15, "attack/relearn_gold_excess": 0.05}
 
 
 def _write_curves(run: RunDirectory, auc: float, p_unknown: float, end: float) -> None:

@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from unlearn.report.style import DARK, DASHES, N_COLOURS, PALETTE, house_style, inline_svg, run_style, save, spread
+from unlearn.report.style import DARK, DASHES, N_COLOURS, PALETTE, house_style, run_style, save, spread
 
 
 def luminance(colour):

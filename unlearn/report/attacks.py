@@ -60,10 +60,21 @@ def draw_attack(path: Path, name: str) -> list[Path]:
 
 def attack_figure(name: str, cells: Sequence[str], series: Mapping[str, np.ndarray[Any, Any]]) -> Figure:
     """Right answers in every setting: a curve over steps or draws where the settings are such, dots otherwise."""
-    places = [_CURVE.fullmatch(cell) for cell in cells]
-    if all(places) and len({match[1] for match in places if match}) > 1:
-        return _curves(name, [int(match[1]) for match in places if match], series)
+    places = curve_places(cells)
+    if len(set(places)) > 1:
+        return _curves(name, places, series)
     return _dots(name, cells, series)
+
+
+def curve_places(cells: Sequence[str]) -> list[int]:
+    """Steps or draws that each setting of an attack stands for; empty where the settings are something else."""
+    places = [_CURVE.fullmatch(cell) for cell in cells]
+    return [int(match[1]) for match in places if match] if all(places) else []
+
+
+def best_at(xs: Sequence[int], places: Sequence[int], values: Sequence[float] | np.ndarray[Any, Any]) -> list[float]:
+    """Highest of ``values`` at each number of steps or draws in ``xs``; nan where there is none."""
+    return [max((float(v) for p, v in zip(places, values, strict=True) if p == x and v == v), default=float("nan")) for x in xs]
 
 
 def _curves(name: str, places: Sequence[int], series: Mapping[str, np.ndarray[Any, Any]]) -> Figure:
@@ -75,8 +86,17 @@ def _curves(name: str, places: Sequence[int], series: Mapping[str, np.ndarray[An
     xs = sorted(set(places))
     for side, values in series.items():
         words, role, dashes = ROLES[side]
-        best = [max((v for p, v in zip(places, values, strict=True) if p == x and v == v), default=np.nan) for x in xs]
-        ax.plot(xs, best, dashes, color=PALETTE[role], label=words, marker="o", markersize=4, linewidth=1.6, clip_on=False)
+        ax.plot(
+            xs,
+            best_at(xs, places, values),
+            dashes,
+            color=PALETTE[role],
+            label=words,
+            marker="o",
+            markersize=4,
+            linewidth=1.6,
+            clip_on=False,
+        )
     ax.set(xscale="log", ylim=(-0.03, 1.03), xlabel="draws for each question" if name == "sample" else "steps of training")
     ax.set_xticks(xs, [str(x) for x in xs])
     ax.minorticks_off()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from unlearn.report.names import DASH, base_of, labels_of, original, plain
+from unlearn.report.pool import Setting
 from unlearn.tracking.reader import RunRecord
 
 
@@ -62,11 +63,21 @@ def two_sample(record: RunRecord, base: RunRecord | None) -> Cell:
 
 
 def collapse(record: RunRecord, base: RunRecord | None) -> Cell:
-    """Whether the model collapsed, and why."""
+    """Whether the model collapsed, or with how many of its seeds, and why."""
     flag = record.number("collapse/flag")
-    if flag is None:
+    if not flag:
+        return Cell() if flag is None else Cell("no")
+    n = len(record.runs) if isinstance(record, Setting) else 1
+    count = "yes" if flag == 1 else f"{round(flag * n)} of {n}"
+    return Cell(count, plain(record.results.get("collapse/reason") or ""))
+
+
+def relearned(record: RunRecord, base: RunRecord | None) -> Cell:
+    """Facts that relearning others brings back, beyond the control on unknown names."""
+    value = record.number("attack/relearn_excess")
+    if value is None:
         return Cell()
-    return Cell("yes", plain(record.results.get("collapse/reason") or "")) if flag else Cell("no")
+    return Cell(f"{value:+.2f}", interval=_interval(record, "attack/relearn_excess/ci_low", "attack/relearn_excess/ci_high", "+.2f"))
 
 
 def seconds(record: RunRecord, base: RunRecord | None) -> Cell:
@@ -75,9 +86,11 @@ def seconds(record: RunRecord, base: RunRecord | None) -> Cell:
     return Cell() if value is None else Cell(f"{value:.1f}" if value < 100 else f"{value:.0f}")
 
 
-def _interval(record: RunRecord, low: str, high: str) -> str:
+def _interval(record: RunRecord, low: str, high: str, form: str = ".2f") -> str:
     ends = record.number(low), record.number(high)
-    return "" if ends[0] is None or ends[1] is None else f"{ends[0]:.2f}–{ends[1]:.2f}"
+    if ends[0] is None or ends[1] is None:
+        return ""
+    return f"{ends[0]:{form}}{' to ' if '+' in form else '–'}{ends[1]:{form}}"
 
 
 def _ratio(value: float) -> str:
@@ -98,22 +111,33 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
+RELEARNED = Column("re-\nlearned", "relearned, beyond control", relearned, "lower")
+
+
+def columns_of(records: Sequence[RunRecord]) -> tuple[Column, ...]:
+    """``COLUMNS``, and what relearning brings back where it was tried."""
+    tried = any(record.number("attack/relearn_excess") is not None for record in records)
+    return (*COLUMNS[:-1], RELEARNED, COLUMNS[-1]) if tried else COLUMNS
+
+
 @dataclass(frozen=True)
 class Line:
-    """One run in a table; ``method`` is empty where the label says it already."""
+    """One row of a table; ``method`` is empty where the label says it already; ``seeds`` counts the runs behind it."""
 
     label: str
     method: str
     cells: tuple[Cell, ...]
+    seeds: int = 1
 
 
-def lines_of(records: Sequence[RunRecord]) -> list[Line]:
-    """One line for each run, in the given order."""
+def lines_of(records: Sequence[RunRecord], columns: Sequence[Column] = COLUMNS) -> list[Line]:
+    """One line for each run or setting, in the given order."""
     base = base_of(records)
     lines = []
     for record, label in zip(records, labels_of(records), strict=True):
         method = "" if plain(record.method) == label else plain(record.method)
         if record.manifest.get("intervention"):
             method = f"{method} (inference only)".strip()
-        lines.append(Line(label, method, tuple(column.read(record, base) for column in COLUMNS)))
+        seeds = len(record.runs) if isinstance(record, Setting) else 1
+        lines.append(Line(label, method, tuple(column.read(record, base) for column in columns), seeds))
     return lines

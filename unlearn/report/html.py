@@ -1,31 +1,38 @@
-"""The report as one HTML file that needs nothing else: no script, no font, no picture from elsewhere."""
+"""The report as one HTML text that needs nothing else: no script, no font, no picture from elsewhere."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unlearn.errors import RunError
-from unlearn.report.columns import COLUMNS, lines_of
-from unlearn.report.names import BASE_METHOD, DASH, duration, labels_of, number, plain, study_of
-from unlearn.report.provenance import provenance, settings
+from unlearn.report.columns import columns_of, lines_of
+from unlearn.report.figures import WIDE, describe
+from unlearn.report.names import DASH, duration, labels_of, number, plain, study_of
+from unlearn.report.objectives import MOST_NAMED, standing
+from unlearn.report.pool import ENDS, Setting, pool
+from unlearn.report.provenance import runs, settings
+from unlearn.report.relearning import attacked
+from unlearn.report.samples import questions
 from unlearn.report.words import FORGOTTEN, IN_PART, headline, verdicts
-from unlearn.tracking.files import write_atomic
 from unlearn.tracking.reader import RunRecord
 
-HERE = Path(__file__).parent
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-SETS = {
-    "forget": "to be forgotten",
-    "forget_paraphrased": "to be forgotten, in other words",
-    "retain": "to be kept",
-    "retain_unseen": "to be kept, in no loss",
-    "unknown": "never known",
+HERE = Path(__file__).parent
+CHARTS: Mapping[str, tuple[str, ...]] = {
+    "front": ("front", "forget_retain", "hidden"),
+    "latent": ("c2st", "steps_"),
+    "answers": ("answers",),
+    "attacks": ("relearn", "relearning"),
+    "pictures": ("picture_",),
 }
-"""Evaluation set -> words."""
+"""Section of the page -> names, or beginnings of names, of its figures."""
+FEW_PICTURES, FEW_QUESTIONS = 8, 12
+"""Pictures and questions that are shown before the reader asks for more."""
 
 
 @dataclass(frozen=True)
@@ -35,54 +42,61 @@ class Drawing:
     name: str
     text: str
     svg: Any
+    wide: bool
 
 
-def write_report(records: Sequence[RunRecord], path: str | Path, figures: bool = False) -> Path:
-    """Write the report of ``records`` to ``path`` and return it.
-
-    ``figures`` also writes each figure as PNG and SVG to ``figures/`` beside it. A ``path`` that does not end in .html is taken as a
-    folder. Everything that comes from a run is escaped. The page follows the reader's light or dark setting.
-
-    Raises:
-        RunError: there is no run.
-    """
-    if not records:
-        raise RunError("A report needs at least one run; found none.")
-    target = Path(path)
-    if target.suffix.lower() not in (".html", ".htm"):
-        target = target / "report.html"
+def render(records: Sequence[RunRecord], figures: Mapping[str, Figure]) -> str:
+    """The page. Everything that comes from a run is escaped; colours follow the reader's light or dark setting."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["breaks"] = _breaks
-    drawings = _drawings(records, target.parent / "figures" if figures else None)
-    return write_atomic(target, environment.get_template("report.html").render(_page(records, drawings)))
+    environment.filters["breaks"] = breaks
+    return environment.get_template("report.html").render(_page(pool(records), _drawings(figures)))
 
 
-def _page(records: Sequence[RunRecord], drawings: Sequence[Drawing]) -> dict[str, Any]:
+def _page(pooled: Sequence[Setting], drawings: Sequence[Drawing]) -> dict[str, Any]:
     """What the template shows."""
-    judged = verdicts(records)
-    labels = labels_of(records)
+    judged, columns = verdicts(pooled), columns_of(pooled)
+    first = set(standing(pooled)[:MOST_NAMED]) if len(pooled) > MOST_NAMED else set(range(len(pooled)))
+    names, lines = attacked(pooled)
+    every = [run for setting in pooled for run in setting.runs]
+    asked = questions(pooled)
     return {
         "css": _style(),
-        "study": plain(records[0].name) if len(records) == 1 else study_of(records),
-        "labels": labels,
+        "study": title_of(pooled),
+        "labels": labels_of(pooled),
         "headline": headline(judged),
-        "verdicts": judged,
-        "columns": COLUMNS,
-        "lines": lines_of(records),
-        "charts": [drawing for drawing in drawings if not drawing.name.startswith("picture_")],
-        "pictures": [drawing for drawing in drawings if drawing.name.startswith("picture_")],
-        "samples": [(label, _samples(record)) for label, record in zip(labels, records, strict=True) if record.method != BASE_METHOD],
-        "results": _all_results(records),
-        "settings": settings(records),
-        "provenance": provenance(records),
-        "cost": _cost(records),
+        "verdicts": [v for i, v in enumerate(judged) if i in first],
+        "others": [v for i, v in enumerate(judged) if i not in first],
+        "columns": columns,
+        "lines": lines_of(pooled, columns),
+        "alarm": next(index for index, column in enumerate(columns) if column.heading == "collapsed"),
+        "charts": {section: [d for d in drawings if _belongs(d.name, names)] for section, names in CHARTS.items()},
+        "few_pictures": FEW_PICTURES,
+        "attacks": names,
+        "attacked": lines,
+        "asked": asked[:FEW_QUESTIONS],
+        "asked_more": asked[FEW_QUESTIONS:],
+        "sampled": sorted({seed for setting in pooled for seed in setting.seeds[:1]}),
+        "results": all_results(pooled),
+        "settings": settings(pooled),
+        "runs": runs(pooled),
+        "several": len(every) > len(pooled),
+        "cost": _cost(every),
         "forgotten": f"{FORGOTTEN:.0%}".replace("%", " %"),
         "in_part": f"{IN_PART:.0%}".replace("%", " %"),
     }
+
+
+def title_of(pooled: Sequence[Setting]) -> str:
+    """The study, or the only run."""
+    return plain(pooled[0].name) if len(pooled) == 1 else study_of(pooled)
+
+
+def _belongs(name: str, wanted: Sequence[str]) -> bool:
+    return any(name == one or (one.endswith("_") and name.startswith(one)) for one in wanted)
 
 
 def _style() -> Any:
@@ -96,62 +110,37 @@ def _style() -> Any:
     return Markup(f":root{{{light}}}\n@media (prefers-color-scheme: dark){{:root{{{dark}}}}}\n{sheet}")
 
 
-def _drawings(records: Sequence[RunRecord], folder: Path | None) -> list[Drawing]:
+def _drawings(figures: Mapping[str, Figure]) -> list[Drawing]:
     from markupsafe import Markup
 
-    from unlearn.report.figures import CURVES
-    from unlearn.report.figures import figures as draw
-    from unlearn.report.style import inline_svg, save
+    from unlearn.report.svg import inline_svg
 
-    texts = {
-        "forget_retain": "Retain accuracy against forget accuracy; the upper left corner is where one wants to be.",
-        "c2st": "AUC of the classifier two-sample test of each run, with the interval that two groups of unknown entities give.",
-        **{
-            f"steps_{key.rpartition('/')[2]}": f"{title}: {axis.replace(chr(10), ' ')}, over steps."
-            for key, (title, axis) in CURVES.items()
-        },
-    }
-    drawings = []
-    for name, figure in draw(records).items():
-        if folder is not None:
-            save(figure, folder, name)
-        text = (
-            texts.get(name)
-            or f"Activations of known, unknown and target entities before and after: {figure.axes[0].get_title(loc='left')}."
-        )
-        drawings.append(Drawing(name, text, Markup(inline_svg(figure, name))))  # noqa: S704
-    return drawings
+    return [
+        Drawing(name, describe(name, figure), Markup(inline_svg(figure, name)), name in WIDE)  # noqa: S704
+        for name, figure in figures.items()
+    ]
 
 
-def _breaks(label: str) -> Any:
+def breaks(label: str) -> Any:
     """``label``, escaped, with places at which a long name may go on in the next line."""
     from markupsafe import Markup, escape
 
     return Markup("").join(Markup("{}<wbr>").format(part) if part in "_/-." else escape(part) for part in re.split(r"([_/.-])", label))
 
 
-def _samples(record: RunRecord) -> list[dict[str, str]]:
-    rows = []
-    for row in record.samples:
-        shown = {key: _answer(row.get(key)) for key in ("prompt", "reference", "before", "after")}
-        name = str(row.get("set") or "")
-        rows.append({"set": SETS.get(name, plain(name.replace("_", " "))), **shown})
-    return rows
-
-
-def _answer(value: object) -> str:
-    """The text of an answer; an empty one is said to be empty."""
-    return DASH if value is None else "".join(c for c in str(value) if c.isprintable() or c == "\n").strip() or "(nothing)"
-
-
-def _all_results(records: Sequence[RunRecord]) -> list[tuple[str, list[str]]]:
-    """Every result key with one text for each run."""
-    keys = sorted({key for record in records for key in record.results})
-    return [(plain(key), [_result(record.results.get(key)) for record in records]) for key in keys]
+def all_results(pooled: Sequence[Setting]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Every result key with (value, interval) for each setting."""
+    keys = sorted({key for setting in pooled for key in setting.results if not key.endswith(ENDS)})
+    return [(plain(key), [(_result(setting.results.get(key)), _between(setting, key)) for setting in pooled]) for key in keys]
 
 
 def _result(value: object) -> str:
     return number(float(value)) if isinstance(value, int | float) else plain(value) if value is not None and value != "" else DASH
+
+
+def _between(setting: Setting, key: str) -> str:
+    ends = setting.interval(key)
+    return f"{number(ends[0])} to {number(ends[1])}" if ends else ""
 
 
 def _cost(records: Sequence[RunRecord]) -> str:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST = 400
-"""Most points of one group that are drawn; more are thinned out evenly."""
+MOST, FEW = 400, 8
+"""Most points of one group that are drawn, more are thinned out evenly; and pictures up to which a report shows so many."""
 
 SIZE, BOX = (4.9, 4.1), (0.13, 0.14, 0.85, 0.78)
 """Inches of the figure; left, bottom, width and height of its panel as shares."""
@@ -68,7 +68,7 @@ def project(known_ND: np.ndarray, unknown_MD: np.ndarray, before_KD: np.ndarray,
     return Picture(known, unknown, before, after, (float(variance[0]), float(variance[1])))
 
 
-def draw_picture(picture: Picture, title: str) -> Figure:
+def draw_picture(picture: Picture, title: str, most: int = MOST) -> Figure:
     """Known and unknown anchors of the original model, the target entities before and after, and how each one moved."""
     from matplotlib.collections import LineCollection
     from matplotlib.figure import Figure
@@ -81,7 +81,7 @@ def draw_picture(picture: Picture, title: str) -> Figure:
     _frame(ax, np.concatenate([picture.known, picture.unknown, picture.before, picture.after]))
     paper = PALETTE["paper"]
     if len(picture.before) == len(picture.after):
-        moves = np.stack([_thin(picture.before), _thin(picture.after)], axis=1)
+        moves = np.stack([_thin(picture.before, most), _thin(picture.after, most)], axis=1)
         ax.add_collection(LineCollection(list(moves), colors=PALETTE["after"], linewidths=0.5, alpha=0.35, zorder=2))
     for points, role, marker, size, filled in (
         (picture.known, "known", "o", 16, True),
@@ -89,7 +89,7 @@ def draw_picture(picture: Picture, title: str) -> Figure:
         (picture.before, "before", "D", 20, False),
         (picture.after, "after", "D", 22, True),
     ):
-        shown = _thin(points)
+        shown = _thin(points, most)
         face, edge = (PALETTE[role], paper) if filled else ("none", PALETTE[role])
         alpha = 0.6 if role in ("known", "unknown") else 0.95
         ax.scatter(
@@ -134,6 +134,6 @@ def _name_clouds(ax: Axes, picture: Picture) -> None:
         )
 
 
-def _thin(points: np.ndarray) -> np.ndarray:
-    """At most ``MOST`` of the points, evenly spaced."""
-    return points if len(points) <= MOST else points[np.linspace(0, len(points) - 1, MOST).astype(int)]
+def _thin(points: np.ndarray, most: int) -> np.ndarray:
+    """At most ``most`` of the points, evenly spaced."""
+    return points if len(points) <= most else points[np.linspace(0, len(points) - 1, most).astype(int)]

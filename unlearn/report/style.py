@@ -1,9 +1,7 @@
-"""Colours of figures, and a figure as SVG that follows the page's colours, or as files."""
+"""Colours and look of figures, and figures as files."""
 
 from __future__ import annotations
 
-import io
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +28,13 @@ PALETTE: Mapping[str, str] = {
     "unknown": "#b87700",
     "before": "#6d6d6d",
     "after": "#d45d01",
+    "on-light": "#1c1f25",
+    "hole": "#fefeff",
+    "kind-correct": "#0173b4",
+    "kind-plausible": "#57b4e8",
+    "kind-refusal": "#e69e01",
+    "kind-off_topic": "#9a9a9b",
+    "kind-degenerate": "#3a3a3d",
 }
 """Role -> colour on white paper (after Okabe and Ito, safe for colour-blind readers). Every colour is used for one role only, so that
 a page can put its own in place."""
@@ -51,6 +56,13 @@ DARK: Mapping[str, str] = {
     "unknown": "#f0c14b",
     "before": "#b5b5b5",
     "after": "#ff8d43",
+    "on-light": "#1c1f24",
+    "hole": "#16181c",
+    "kind-correct": "#0084cf",
+    "kind-plausible": "#8fd0f7",
+    "kind-refusal": "#f0b030",
+    "kind-off_topic": "#85888d",
+    "kind-degenerate": "#f4f4f6",
 }
 """The same roles on a dark page."""
 
@@ -106,28 +118,6 @@ def run_style(index: int) -> dict[str, str]:
         "marker": MARKERS[index % len(MARKERS)],
         "linestyle": DASHES[(index // N_COLOURS) % len(DASHES)],
     }
-
-
-def inline_svg(figure: Figure, salt: str) -> str:
-    """The figure as an ``<svg>`` element whose colours and font are CSS variables (``--ink``, ``--run-0``, ``--sans``, ...).
-
-    ``salt`` must differ between figures of one page: it keeps their ids apart.
-    """
-    import matplotlib as mpl
-
-    buffer = io.StringIO()
-    with house_style(), mpl.rc_context({"svg.hashsalt": salt, "svg.id": None}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    for tag in ("metadata", "style"):
-        text = re.sub(rf"<{tag}\b.*?</{tag}>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<svg ([^>]*?)width="[^"]*pt" height="[^"]*pt"', r"<svg \1", text, count=1)
-    for role, colour in PALETTE.items():
-        text = re.sub(colour, f"var(--{role})", text, flags=re.IGNORECASE)
-    text = re.sub(r"font: ([^;\"]*?px) [^;\"]*", r"font: \1 var(--sans)", text)
-    prefix = re.sub(r"\W", "", salt)
-    return re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The comparison table for the terminal and as Markdown."""
+"""The comparison table for the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LEGEND = "accuracies and rates in [0, 1] · C2ST AUC: 0.5 is indistinguishable, 
 
 
 def comparison_table(records: Sequence[RunRecord]) -> Table:
-    """A rich table of the key columns, one row for each run; a missing value is a dash, reasons of a collapse stand below."""
+    """A rich table of the key columns, one row for each run or setting; a missing value is a dash, reasons of a collapse stand below."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -31,35 +31,18 @@ def comparison_table(records: Sequence[RunRecord]) -> Table:
         name = Text(line.label)
         if line.method:
             name.append(f" {line.method}", style="dim")
+        if line.seeds > 1:
+            name.append(f" ({line.seeds} seeds)", style="dim")
         cells = []
         for column, cell in zip(COLUMNS, line.cells, strict=True):
             if column.heading == "collapsed":
-                cells.append(Text(cell.text, style="bold red" if cell.text == "yes" else ""))
+                cells.append(Text(cell.text, style="" if cell.text in ("no", DASH) else "bold red"))
                 reasons += [f"{line.label} collapsed: {cell.note}"] if cell.note else []
                 continue
             text = Text(cell.text)
             text.append(f" {cell.note}" if cell.note else "", style="dim")
             cells.append(text)
         table.add_row(name, *cells)
-    table.caption = Text("\n".join([LEGEND, *reasons]), style="dim")
+    several = ["several seeds of one setting: their mean"] if any(line.seeds > 1 for line in lines) else []
+    table.caption = Text("\n".join([LEGEND, *several, *reasons]), style="dim")
     return table
-
-
-def markdown_table(records: Sequence[RunRecord]) -> str:
-    """The same columns as a Markdown table that ends in a newline."""
-    lines = lines_of(records)
-    rows = [["run", "method", *(column.heading for column in COLUMNS)]]
-    for line, record in zip(lines, records, strict=True):
-        rows.append([line.label, line.method or record.method or DASH, *(cell.full for cell in line.cells)])
-    text = ["| " + " | ".join(_escape(cell) for cell in row) + " |" for row in rows]
-    text.insert(1, "|" + " --- |" * 2 + " ---: |" * len(COLUMNS))
-    return "\n".join(text) + "\n"
-
-
-def _escape(cell: str) -> str:
-    """``cell`` without anything that Markdown or the HTML inside it would read as markup."""
-    for sign, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
-        cell = cell.replace(sign, entity)
-    for sign in "\\|*`":
-        cell = cell.replace(sign, "\\" + sign)
-    return cell.replace("](", "]\\(")

@@ -14,9 +14,16 @@ IN_PART = 0.5
 """An accuracy at or below this counts as forgotten in part."""
 
 
+ROLES = {BASE_METHOD: "original model", GOLD_METHOD: "gold model"}
+"""Method of a reference -> what it is."""
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """``forgot`` is yes, in part, no, or empty (not measured); ``alike`` and ``collapsed`` are None where not measured."""
+    """``role`` is what a reference is, else empty.
+
+    ``forgot`` is yes, in part, no, or empty (not measured); ``alike`` and ``collapsed`` are None where not measured.
+    """
 
     label: str
     reference: bool
@@ -24,6 +31,7 @@ class Verdict:
     alike: bool | None
     collapsed: bool | None
     sentence: str
+    role: str = ""
 
 
 def verdicts(records: Sequence[RunRecord]) -> list[Verdict]:
@@ -43,7 +51,7 @@ def verdict(record: RunRecord, label: str, base: RunRecord | None = None) -> Ver
     else:
         main, rest = _forgot_clause(record, forgot, base), [_alike_clause(record), _cost_clause(record, base), _collapse_clause(record)]
         sentence = _sentence(main, [*rest, _relearn_clause(record), _inference_clause(record)])
-    return Verdict(label, reference, forgot, alike, collapsed, _unfinished(record) + sentence)
+    return Verdict(label, reference, forgot, alike, collapsed, _unfinished(record) + sentence, ROLES.get(record.method, ""))
 
 
 def headline(judged: Sequence[Verdict]) -> str:

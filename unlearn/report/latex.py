@@ -1,0 +1,115 @@
+"""Tables for a paper: results, attacks, settings and runs, for the package booktabs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from unlearn.report.columns import columns_of, lines_of
+from unlearn.report.names import labels_of, plain
+from unlearn.report.pool import Setting, pool
+from unlearn.report.provenance import runs, settings
+from unlearn.report.relearning import attacked
+from unlearn.tracking.reader import RunRecord
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SIGNS: Mapping[str, str] = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    '"': r"\textquotedbl{}", "`": r"\textasciigrave{}", "'": r"\textquotesingle{}", "–": "--", "—": "---", "×": r"$\times$",
+    "·": r"$\cdot$", "“": "``", "”": "''", "…": r"\ldots{}", "²": r"\textsuperscript{2}",
+    "↓": r"$\downarrow$", "↑": r"$\uparrow$", "[": "{[}", "]": "{]}",
+}  # fmt: skip
+"""Sign -> how LaTeX writes it; a bracket in braces is no option of the command before it."""
+HEAD = r"""% Needs \usepackage{booktabs,textcomp,graphicx} and, with an engine older than 2018, \usepackage[utf8]{inputenc}.
+% Each table is a float of its own; figures lie as PNG in the folder @."""
+RUN_FACTS = ("seed", "fingerprint", "commit", "started")
+"""Facts on a run that the last table shows; the HTML page has all."""
+
+
+def latex(records: Sequence[RunRecord], figures: Mapping[str, Figure], folder: str) -> str:
+    r"""A fragment to be read by ``\input``: one ``table`` for results, one for attacks where there were any, settings and runs."""
+    pooled = pool(records)
+    parts = [HEAD.replace("@", plain(folder)), _results(pooled), _attacks(pooled), _settings(pooled), _runs(pooled)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def escape(text: object) -> str:
+    r"""``text`` so that LaTeX prints it; signs that its Latin fonts lack become a question mark.
+
+    >>> escape("50 % of $x_1$ & \\rm"), escape("日")
+    ('50 \\% of \\$x\\_1\\$ \\& \\textbackslash{}rm', '?')
+    """
+    return "".join(SIGNS.get(c) or (c if c.isascii() or "À" <= c <= "ſ" else "?") for c in plain(text))
+
+
+def _results(pooled: Sequence[Setting]) -> str:
+    columns = columns_of(pooled)
+    lines = lines_of(pooled, columns)
+    several = any(line.seeds > 1 for line in lines)
+    head = ["setting", *(["seeds"] if several else [])]
+    head += [column.heading + {"lower": " ↓", "higher": " ↑", "": ""}[column.better] for column in columns]
+    rows = []
+    for line in lines:
+        cells = [_stacked(cell.text, cell.interval or ("" if len(cell.note) > 20 else cell.note)) for cell in line.cells]
+        rows.append([escape(line.label), *([str(line.seeds)] if several else []), *cells])
+    spread = "Intervals: 95\\,\\% bootstrap over seeds." if several else "Intervals: 95\\,\\% bootstrap over entities."
+    caption = f"Results. {spread} C2ST AUC: 0.5 is indistinguishable from unknown entities; below it, what chance gives."
+    return _table(caption, "results", [_heading(cell) for cell in head], rows, "l" + "r" * (len(head) - 1))
+
+
+def _attacks(pooled: Sequence[Setting]) -> str:
+    names, lines = attacked(pooled)
+    if not lines:
+        return ""
+    rows = []
+    for line in lines:
+        cells = [rf"\textbf{{{escape(text)}}}" if out else escape(text) for text, _, out in line.cells]
+        rows.append([escape(line.label), *cells, escape(line.word)])
+    caption = "Share of facts that each attack gets out beyond its control on unknown names; bold: by more than chance."
+    return _table(caption, "attacks", [_heading(cell) for cell in ("setting", *names, "verdict")], rows, "l" + "r" * len(names) + "l")
+
+
+def _settings(pooled: Sequence[Setting]) -> str:
+    facts = settings(pooled)
+    if not facts.differing:
+        return ""
+    rows = [
+        [escape(label), ", ".join(rf"\texttt{{{_split(f'{key}={value}')}}}" for key, value in facts.of(i))]
+        for i, label in enumerate(labels_of(pooled))
+    ]
+    return _table("Settings that differ.", "settings", ["setting", "keys"], rows, r"lp{0.75\linewidth}", fit=False)
+
+
+def _runs(pooled: Sequence[Setting]) -> str:
+    found = runs(pooled)
+    kept = [index for index, key in enumerate(found.columns) if key in RUN_FACTS]
+    rows = [[escape(name), *(rf"\texttt{{{escape(texts[index])}}}" for index in kept)] for _, name, texts in found.rows]
+    return _table("Runs.", "runs", ["run", *(escape(found.columns[index]) for index in kept)], rows, "l" * (1 + len(kept)))
+
+
+def _stacked(text: str, below: str) -> str:
+    """A value with its interval, smaller, below it."""
+    return rf"\shortstack[r]{{{escape(text)}\\{{\tiny {escape(below)}}}}}" if below else escape(text)
+
+
+def _heading(text: str) -> str:
+    """A heading over several lines, broken at commas and brackets."""
+    words = text.replace(", ", ",\n").replace(" (", "\n(").split("\n")
+    return "\\shortstack{" + r"\\".join(escape(word) for word in words) + "}"
+
+
+def _split(text: str) -> str:
+    """Escaped, with places at which a long key may go on in the next line."""
+    return escape(text).replace(".", r".\allowbreak{}").replace("=", r"=\allowbreak{}")
+
+
+def _table(caption: str, label: str, head: Sequence[str], rows: Iterable[Sequence[str]], columns: str, *, fit: bool = True) -> str:
+    """One float; ``fit`` makes a table that is too wide as narrow as the text."""
+    body = " \\\\\n".join(" & ".join(row) for row in rows)
+    table = f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{' & '.join(head)} \\\\\n\\midrule\n{body} \\\\\n\\bottomrule\n\\end{{tabular}}"
+    if fit:
+        table = f"\\resizebox{{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}}{{!}}{{%\n{table}}}"
+    return f"\\begin{{table}}[htbp]\n\\centering\\small\n\\caption{{{caption}}}\n\\label{{tab:unlearn-{label}}}\n{table}\n\\end{{table}}"

@@ -1,0 +1,59 @@
+"""A report in every form: one HTML page, Markdown, LaTeX tables, and all figures as files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unlearn.errors import RunError
+from unlearn.tracking.files import write_atomic
+from unlearn.tracking.reader import RunRecord
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+STEM = "report"
+"""Name of the files in a folder that gets all forms."""
+
+
+def write_report(records: Sequence[RunRecord], path: str | Path) -> list[Path]:
+    """Write the report of ``records`` and return its files, figures left out.
+
+    A ``path`` that ends in .html, .md or .tex gets that form; any other is a folder that gets all three, named ``report``. Each figure
+    goes as PNG and SVG to the folder ``<name>_figures`` beside them.
+
+    Raises:
+        RunError: there is no run, or ``path`` is a file's name of another kind.
+    """
+    if not records:
+        raise RunError("A report needs at least one run; found none.")
+    forms, target = _forms(), Path(path)
+    suffix = target.suffix.lower()
+    if suffix in (".pdf", ".csv", ".txt", ".png", ".svg", ".json"):
+        raise RunError(f"--out must end in {', '.join(forms)} or be a folder, which gets them all; found {str(path)!r}.")
+    wanted = [target] if suffix in forms else [target / f"{STEM}{form}" for form in (".html", ".md", ".tex")]
+    from unlearn.report.figures import figures as draw
+    from unlearn.report.style import save
+
+    figures, folder = draw(records), figures_of(wanted[0])
+    for name, figure in figures.items():
+        save(figure, folder, name)
+    return [write_atomic(file, forms[file.suffix.lower()](records, figures, folder.name)) for file in wanted]
+
+
+def figures_of(report: Path) -> Path:
+    """Where the figures of the report at ``report`` lie."""
+    return report.with_name(f"{report.stem}_figures")
+
+
+def _forms() -> dict[str, Callable[[Sequence[RunRecord], Mapping[str, Figure], str], str]]:
+    """Ending -> what makes the text from records, figures and the name of the figures' folder."""
+    from unlearn.report.html import render
+    from unlearn.report.latex import latex
+    from unlearn.report.markdown import markdown
+
+    def page(records: Sequence[RunRecord], figures: Mapping[str, Figure], folder: str) -> str:
+        return render(records, figures)
+
+    return {".html": page, ".htm": page, ".md": markdown, ".tex": latex}
