@@ -4,7 +4,7 @@ import pytest
 
 from tests.report.fake_runs import NULL, write_study
 from unlearn.report.figures import figures
-from unlearn.report.style import inline_svg
+from unlearn.report.svg import inline_svg
 from unlearn.tracking.reader import RunRecord, read_runs
 
 

@@ -49,7 +49,7 @@ class Page(HTMLParser):
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     records = read_runs(write_study(folder))
-    path = write_report(records, folder / "report" / "index.html")
+    [path] = write_report(records, folder / "report" / "index.html")
     return records, path, path.read_text(encoding="utf-8")
 
 

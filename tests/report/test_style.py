@@ -4,6 +4,7 @@ import re
 import pytest
 
 from unlearn.report.style import DARK, DASHES, N_COLOURS, PALETTE, house_style, run_style, save, spread
+from unlearn.report.svg import inline_svg
 
 
 def luminance(colour):

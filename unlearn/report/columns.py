@@ -88,7 +88,7 @@ def seconds(record: RunRecord, base: RunRecord | None) -> Cell:
 
 def _interval(record: RunRecord, low: str, high: str, form: str = ".2f") -> str:
     ends = record.number(low), record.number(high)
-    if ends[0] is None or ends[1] is None:
+    if ends[0] is None or ends[1] is None or f"{ends[0]:{form}}" == f"{ends[1]:{form}}":
         return ""
     return f"{ends[0]:{form}}{' to ' if '+' in form else '–'}{ends[1]:{form}}"
 

@@ -67,7 +67,7 @@ def _page(pooled: Sequence[Setting], drawings: Sequence[Drawing]) -> dict[str, A
         "css": _style(),
         "study": title_of(pooled),
         "labels": labels_of(pooled),
-        "headline": headline(judged),
+        "headline": headline(judged, noun_of(pooled)),
         "verdicts": [v for i, v in enumerate(judged) if i in first],
         "others": [v for i, v in enumerate(judged) if i not in first],
         "columns": columns,
@@ -93,6 +93,11 @@ def _page(pooled: Sequence[Setting], drawings: Sequence[Drawing]) -> dict[str, A
 def title_of(pooled: Sequence[Setting]) -> str:
     """The study, or the only run."""
     return plain(pooled[0].name) if len(pooled) == 1 else study_of(pooled)
+
+
+def noun_of(pooled: Sequence[Setting]) -> str:
+    """What a row of the report is."""
+    return "setting" if any(len(setting.runs) > 1 for setting in pooled) else "run"
 
 
 def _belongs(name: str, wanted: Sequence[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Tables for a paper: results, attacks, settings and runs, for the package booktabs."""
+"""Tables for a paper: results, attacks, settings and runs, for the packages booktabs and longtable."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ SIGNS: Mapping[str, str] = {
     "↓": r"$\downarrow$", "↑": r"$\uparrow$", "[": "{[}", "]": "{]}",
 }  # fmt: skip
 """Sign -> how LaTeX writes it; a bracket in braces is no option of the command before it."""
-HEAD = r"""% Needs \usepackage{booktabs,textcomp,graphicx} and, with an engine older than 2018, \usepackage[utf8]{inputenc}.
-% Each table is a float of its own; figures lie as PNG in the folder @."""
+HEAD = r"""% Needs \usepackage{booktabs,longtable,textcomp,graphicx} and, with an engine older than 2018, \usepackage[utf8]{inputenc}.
+% Figures lie as PNG in the folder @."""
 RUN_FACTS = ("seed", "fingerprint", "commit", "started")
 """Facts on a run that the last table shows; the HTML page has all."""
 
 
 def latex(records: Sequence[RunRecord], figures: Mapping[str, Figure], folder: str) -> str:
-    r"""A fragment to be read by ``\input``: one ``table`` for results, one for attacks where there were any, settings and runs."""
+    r"""A fragment to be read by ``\input``: a ``table`` of results, one of attacks where there were any, long ones of settings and runs."""
     pooled = pool(records)
     parts = [HEAD.replace("@", plain(folder)), _results(pooled), _attacks(pooled), _settings(pooled), _runs(pooled)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -80,14 +80,14 @@ def _settings(pooled: Sequence[Setting]) -> str:
         [escape(label), ", ".join(rf"\texttt{{{_split(f'{key}={value}')}}}" for key, value in facts.of(i))]
         for i, label in enumerate(labels_of(pooled))
     ]
-    return _table("Settings that differ.", "settings", ["setting", "keys"], rows, r"lp{0.75\linewidth}", fit=False)
+    return _long("Settings that differ.", "settings", ["setting", "keys"], rows, r"p{0.22\linewidth}p{0.7\linewidth}")
 
 
 def _runs(pooled: Sequence[Setting]) -> str:
     found = runs(pooled)
     kept = [index for index, key in enumerate(found.columns) if key in RUN_FACTS]
     rows = [[escape(name), *(rf"\texttt{{{escape(texts[index])}}}" for index in kept)] for _, name, texts in found.rows]
-    return _table("Runs.", "runs", ["run", *(escape(found.columns[index]) for index in kept)], rows, "l" * (1 + len(kept)))
+    return _long("Runs.", "runs", ["run", *(escape(found.columns[index]) for index in kept)], rows, "l" * (1 + len(kept)))
 
 
 def _stacked(text: str, below: str) -> str:
@@ -106,10 +106,17 @@ def _split(text: str) -> str:
     return escape(text).replace(".", r".\allowbreak{}").replace("=", r"=\allowbreak{}")
 
 
-def _table(caption: str, label: str, head: Sequence[str], rows: Iterable[Sequence[str]], columns: str, *, fit: bool = True) -> str:
-    """One float; ``fit`` makes a table that is too wide as narrow as the text."""
+def _table(caption: str, label: str, head: Sequence[str], rows: Iterable[Sequence[str]], columns: str) -> str:
+    """One float; a table that is too wide is made as narrow as the text."""
     body = " \\\\\n".join(" & ".join(row) for row in rows)
     table = f"\\begin{{tabular}}{{{columns}}}\n\\toprule\n{' & '.join(head)} \\\\\n\\midrule\n{body} \\\\\n\\bottomrule\n\\end{{tabular}}"
-    if fit:
-        table = f"\\resizebox{{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}}{{!}}{{%\n{table}}}"
+    table = f"\\resizebox{{\\ifdim\\width>\\linewidth\\linewidth\\else\\width\\fi}}{{!}}{{%\n{table}}}"
     return f"\\begin{{table}}[htbp]\n\\centering\\small\n\\caption{{{caption}}}\n\\label{{tab:unlearn-{label}}}\n{table}\n\\end{{table}}"
+
+
+def _long(caption: str, label: str, head: Sequence[str], rows: Iterable[Sequence[str]], columns: str) -> str:
+    """A table that may go on over pages."""
+    body = " \\\\\n".join(" & ".join(row) for row in rows)
+    top = f"\\toprule\n{' & '.join(head)} \\\\\n\\midrule\n\\endhead\n\\bottomrule\n\\endlastfoot"
+    begin = f"\\begin{{longtable}}{{{columns}}}\n\\caption{{{caption}}}\\label{{tab:unlearn-{label}}}\\\\"
+    return f"{{\\scriptsize\n{begin}\n{top}\n{body} \\\\\n\\end{{longtable}}}}"

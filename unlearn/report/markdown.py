@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 def markdown(records: Sequence[RunRecord], figures: Mapping[str, Figure], folder: str) -> str:
     """The report of ``records``; ``figures`` lie as PNG files in ``folder`` beside it."""
     from unlearn.report.figures import describe
-    from unlearn.report.html import title_of
+    from unlearn.report.html import noun_of, title_of
 
     pooled = pool(records)
     judged = verdicts(pooled)
-    parts = [f"# {escape(title_of(pooled) or 'Comparison of runs')}", escape(headline(judged))]
+    parts = [f"# {escape(title_of(pooled) or 'Comparison of runs')}", escape(headline(judged, noun_of(pooled)))]
     parts.append("\n".join(f"- **{escape(v.label)}**: {escape(v.sentence)}" for v in judged))
     parts += ["## Numbers", results_table(pooled, columns_of(pooled)).rstrip()]
     names, lines = attacked(pooled)

@@ -54,8 +54,8 @@ def verdict(record: RunRecord, label: str, base: RunRecord | None = None) -> Ver
     return Verdict(label, reference, forgot, alike, collapsed, _unfinished(record) + sentence, ROLES.get(record.method, ""))
 
 
-def headline(judged: Sequence[Verdict]) -> str:
-    """The outcome of all runs together."""
+def headline(judged: Sequence[Verdict], noun: str = "run") -> str:
+    """The outcome of all runs, or settings, together."""
     trained = [v for v in judged if not v.reference and v.forgot]
     if not trained:
         return ""
@@ -63,7 +63,7 @@ def headline(judged: Sequence[Verdict]) -> str:
     sound = [v for v in forgot if not v.collapsed]
     alike = [v for v in sound if v.alike]
     in_part = sum(v.forgot == "in part" for v in trained)
-    text = f"Of {_count(len(trained), 'trained run')}, {_number_word(len(forgot))} forgot"
+    text = f"Of {_count(len(trained), f'trained {noun}')}, {_number_word(len(forgot))} forgot"
     text += f" and {_number_word(in_part)} did so in part" if in_part else ""
     if forgot and len(sound) < len(forgot):
         text += f", {_number_word(len(sound))} without collapsing"
