@@ -19,7 +19,8 @@ frame.onload = () => {
     const box = one.getBoundingClientRect();
     if (box.width && box.right > root.clientWidth + 1 && !one.closest(".scroll, svg")) wide.push(one.tagName + "." + one.className);
   }
-  const found = {width: root.clientWidth, needs: root.scrollWidth, wide: wide.slice(0, 9), dark: frame.contentWindow.matchMedia("(prefers-color-scheme: dark)").matches};
+  const dark = frame.contentWindow.matchMedia("(prefers-color-scheme: dark)").matches;
+  const found = {width: root.clientWidth, needs: root.scrollWidth, wide: wide.slice(0, 9), dark};
   document.querySelector("#found").textContent = JSON.stringify(found);
 };
 """

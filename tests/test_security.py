@@ -7,8 +7,6 @@ import ast
 import json
 import os
 import pickle
-import shutil
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.browser import loaded
 from tests.mini import make_mini
 from tests.tiny import tiny_llama, tiny_sae, tiny_tokenizer
 from unlearn.config.load import load_config
@@ -151,7 +150,7 @@ def test_arrays_of_objects_are_refused(marker, tmp_path):
     run.write_activations(known_ND=np.zeros((5, 3)), unknown_MD=np.ones((5, 3)), target_before_KD=np.zeros((2, 3)))
     objects = np.array([Evil(marker)], dtype=object)
     np.savez(run.activations_path, known_ND=objects, unknown_MD=objects, target_before_KD=objects, target_after_KD=objects)
-    text = write_report([read_run(run.path)], tmp_path / "r.html").read_text(encoding="utf-8")
+    text = write_report([read_run(run.path)], tmp_path / "r.html")[0].read_text(encoding="utf-8")
     assert "Where the entities went" not in text
 
     store = tmp_path / "store"
@@ -283,24 +282,12 @@ class Seen(HTMLParser):
         self._inside = ""
 
 
-def in_browser(page, folder):
-    """The page after a browser has loaded it and run what there is to run, as markup; None without a browser."""
-    browser = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
-    if browser is None:
-        return None
-    quiet = ("--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic")
-    words = ("--headless", "--no-sandbox", "--disable-gpu", *quiet, f"--user-data-dir={folder}", "--virtual-time-budget=2000", "--dump-dom")
-    done = subprocess.run((browser, *words, page.as_uri()), capture_output=True, text=True, timeout=120, check=False)
-    assert "</html>" in done.stdout, done.stderr[-2000:]
-    return done.stdout
-
-
 @pytest.mark.slow
 def test_a_hostile_name_is_shown_and_not_run(tmp_path):
     run = hostile_run(tmp_path)
-    page = write_report([read_run(run.path)], tmp_path / "r.html", figures=True)
+    [page] = write_report([read_run(run.path)], tmp_path / "r.html")
     text = page.read_text(encoding="utf-8")
-    for markup in (text, in_browser(page, tmp_path / "browser") or text):
+    for markup in (text, loaded(page, tmp_path / "browser") or text):
         seen = Seen(markup)
         assert not {"script", "img", "iframe", "object", "embed", "base"} & set(seen.tags)
         assert not [name for name, _ in seen.attributes if name.startswith("on")]
@@ -313,7 +300,7 @@ def test_a_hostile_name_is_shown_and_not_run(tmp_path):
     # the trap works: the same text, not escaped, in a page that allows scripts
     bare = tmp_path / "bare.html"
     bare.write_text(f"<!DOCTYPE html><html><head><title>still</title></head><body>{TAGS}</body></html>", encoding="utf-8")
-    ran = in_browser(bare, tmp_path / "browser2")
+    ran = loaded(bare, tmp_path / "browser2")
     assert ran is None or "<title>ran</title>" in ran
     assert "script" in Seen(bare.read_text()).tags
 

@@ -22,6 +22,7 @@ The lifecycle, with the place of every part::
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -188,6 +189,7 @@ def _import() -> None:
 def _tracker(assembly: Assembly, added: Mapping[str, str]) -> Logger | None:
     """Write the manifest and start (or continue) the MLflow run."""
     from unlearn.tracking.mlflow import make_mlflow_logger
+    from unlearn.tracking.study import PARENT, join_study, naming
 
     config, run = assembly.config, assembly.run
     if not is_rank_zero():
@@ -196,7 +198,9 @@ def _tracker(assembly: Assembly, added: Mapping[str, str]) -> Logger | None:
     manifest = write_manifest(run, config, {**assembly.facts, "processes": place().facts()})
     versions = {f"version.{name}": version for name, version in manifest["versions"].items()}
     tags = {
+        **naming(config),
         "fingerprint": manifest["fingerprint"],
+        "mlflow.source.git.commit": str((manifest["git"] or {}).get("commit", "")),
         "git_commit": str((manifest["git"] or {}).get("commit", "")),
         "model": str(config.model.path or config.data.source),
         "model_fingerprint": assembly.facts["model_fingerprint"],
@@ -211,6 +215,8 @@ def _tracker(assembly: Assembly, added: Mapping[str, str]) -> Logger | None:
     if tracker is not None and getattr(tracker, "run_id", None):
         update_manifest(run, {"mlflow_run_id": tracker.run_id})
     if tracker is not None:
+        if PARENT not in added:
+            join_study(tracker, config.tracking, config.out, config.name)
         for step, metrics in logged(run):  # of a resumed run: what the store has is not sent again, what it missed is
             tracker.log_metrics(metrics, step)
     return tracker
@@ -269,7 +275,17 @@ def _close(assembly: Assembly, tracker: Logger | None) -> None:
         changed = {k: v for k, v in numbers.items() if k in there and not math.isclose(v, float(there[k]), rel_tol=1e-4, abs_tol=1e-6)}
         if changed:  # by the edits that follow the last step
             tracker.log_metrics(changed, step=step + 1)
+        tracker.tag("mlflow.note.content", _verdict(run))
     _end(run, tracker, "finished", "")
+
+
+def _verdict(run: RunDirectory) -> str:
+    """What the run achieved, in one sentence."""
+    from unlearn.report.words import verdict
+    from unlearn.tracking.reader import read_run
+
+    record = read_run(run.path)
+    return verdict(dataclasses.replace(record, status={}), record.name).sentence
 
 
 def _end(run: RunDirectory, tracker: Logger | None, state: str, reason: str, *, speaks: bool | None = None) -> None:

@@ -3,27 +3,32 @@ from pathlib import Path
 import pytest
 
 from tests.report.fake_runs import NULL, write_study
-from unlearn.report.figures import figures
+from unlearn.report.figures import describe, figures
 from unlearn.report.svg import inline_svg
 from unlearn.tracking.reader import RunRecord, read_runs
 
 
 def test_a_study_gives_every_figure(tmp_path):
-    drawn = figures(read_runs(write_study(tmp_path)))
+    drawn = figures(read_runs(write_study(tmp_path, attacks=True)))
     assert list(drawn) == [
+        "front",
         "forget_retain",
+        "hidden",
         "c2st",
+        "answers",
         "steps_distance_to_known",
         "steps_distance_to_unknown",
         "steps_p_unknown",
         "steps_c2st_auc",
+        "relearn",
+        "relearning",
         *(f"picture_{i}" for i in range(2, 7)),
     ]
-    for figure in drawn.values():
+    for name, figure in drawn.items():
         ax = figure.axes[0]
-        assert ax.get_xlabel()
-        assert ax.get_title(loc="left")
-        assert ax.get_legend() is None
+        assert ax.get_xlabel() or name == "front"
+        assert ax.get_title(loc="left") or name == "relearning"
+        assert describe(name, figure)
     texts = {text.get_text() for text in drawn["steps_distance_to_unknown"].axes[0].texts}
     assert {"npo", "sae_distribution", "known", "unseen unknown"} <= texts
     assert "base" not in texts
@@ -44,7 +49,7 @@ def test_only_what_is_there_is_drawn():
         results={"forget/accuracy": 0.1, "latent/c2st_auc": 0.4},
         metrics=[{"step": 0, "stage": "train", "key": "latent/p_unknown", "value": 0.1}],
     )
-    assert list(figures([run])) == ["c2st"]
+    assert list(figures([run])) == ["c2st"]  # one run is no front
 
 
 def test_a_curve_that_is_not_finite_is_left_out():

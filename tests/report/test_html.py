@@ -4,12 +4,21 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tests.report.fake_runs import HOSTILE, STUDY, write_run, write_study
-from unlearn.errors import RunError
+from tests.report.fake_runs import HOSTILE, write_run, write_study
 from unlearn.report import write_report
 from unlearn.tracking.reader import read_run, read_runs
 from unlearn.tracking.rundir import RunDirectory
 
+SECTIONS = (
+    "Summary",
+    "Of five trained runs",
+    "Numbers",
+    "Pareto front",
+    "Recognition",
+    "Where the entities went",
+    "Erased, or hidden?",
+    "Answers before",
+)
 VOID = {"meta", "br", "wbr", "link", "img", "hr", "input"}
 
 
@@ -45,10 +54,15 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", "".join(self.words))
 
 
+def written(records, path):
+    [file] = write_report(records, path)
+    return file.read_text(encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
-    records = read_runs(write_study(folder))
+    records = read_runs(write_study(folder, attacks=True))
     [path] = write_report(records, folder / "report" / "index.html")
     return records, path, path.read_text(encoding="utf-8")
 
@@ -70,9 +84,7 @@ def test_the_page_stands_alone(study):
 
 def test_the_summary_comes_first_and_in_words(study):
     text = Page(study[2]).text
-    order = [
-        text.index(word) for word in ("Summary", "Of five trained runs", "Numbers", "Figures", "Where the entities went", "Answers before")
-    ]
+    order = [text.index(word) for word in SECTIONS]
     assert order == sorted(order)
     assert "the entities cannot be told from unknown ones (AUC 0.54, chance gives 0.41 to 0.63)" in text
     assert "it collapsed: retain accuracy fell from 1.00 to 0.00" in text
@@ -106,7 +118,11 @@ def test_samples_stand_side_by_side(study):
     assert "Where was Bako Veda born?" in samples
     assert "unknown unknown unknown unknown unknown" in samples
     assert "to be forgotten, in other words" in samples
-    assert samples.count("<summary>") == len(STUDY) - 1  # the original model has no after
+    first = Page(samples[samples.index("<article") : samples.index("</article>") + 10]).text
+    assert "before Nimora" in first
+    assert "gradient_ascent unknown unknown unknown unknown unknown" in first
+    assert "npo, rmu, sae_distribution, sae_prototype unknown" in first
+    assert "base" not in first  # the original model has no after
 
 
 def test_settings_and_provenance_without_what_is_local(study):
@@ -120,7 +136,7 @@ def test_settings_and_provenance_without_what_is_local(study):
 
 
 def test_the_page_is_the_same_each_time(study, tmp_path):
-    assert write_report(study[0], tmp_path / "again.html").read_text(encoding="utf-8") == study[2]
+    assert written(study[0], tmp_path / "again.html") == study[2]
 
 
 def test_hostile_names_are_shown_and_not_run(tmp_path):
@@ -132,7 +148,7 @@ def test_hostile_names_are_shown_and_not_run(tmp_path):
     run.manifest_path.write_text(json.dumps({"name": hostile, "command": hostile, hostile: [hostile], "git": {"commit": hostile}}))
     run.set_status("failed", hostile)
     run.append_samples([{"set": hostile, "prompt": hostile, "reference": hostile, "before": hostile, "after": None}])
-    text = write_report([read_run(path)], tmp_path / "r.html").read_text(encoding="utf-8")
+    text = written([read_run(path)], tmp_path / "r.html")
     page = Page(text)
     assert "script" not in page.tags
     assert "img" not in page.tags
@@ -145,9 +161,9 @@ def test_hostile_names_are_shown_and_not_run(tmp_path):
 
 def test_a_bare_run_has_a_page(tmp_path):
     record = read_run(RunDirectory.create(tmp_path, "study/bare").path)
-    page = Page(write_report([record], tmp_path / "r.html").read_text(encoding="utf-8"))
+    page = Page(written([record], tmp_path / "r.html"))
     assert "No results yet" in page.text
-    assert "Figures" not in page.text
+    assert "Recognition" not in page.text
     assert "bare" in page.text
 
 
@@ -159,22 +175,7 @@ def test_odd_results_do_not_stop_a_report(tmp_path):
     run.append_metrics(9, "train", {"latent/p_unknown": 0.5})
     run.append_samples([{"set": "forget"}, {"prompt": 3, "after": ["x"]}])
     run.activations_path.write_bytes(b"torn")
-    page = Page(write_report([read_run(run.path)], tmp_path / "r.html").read_text(encoding="utf-8"))
+    page = Page(written([read_run(run.path)], tmp_path / "r.html"))
     assert "it collapsed" in page.text
     assert "nan %" not in page.text
     assert "inf" in page.text
-
-
-def test_figures_are_written_when_asked(tmp_path):
-    records = [read_run(write_run(tmp_path, "s", name)) for name in ("base", "npo")]
-    path = write_report(records, tmp_path / "out", figures=True)
-    assert path == tmp_path / "out" / "report.html"
-    names = {p.name for p in (tmp_path / "out" / "figures").iterdir()}
-    assert {"forget_retain.png", "forget_retain.svg", "c2st.svg", "steps_p_unknown.png", "picture_2.svg"} <= names
-    write_report(records, tmp_path / "plain" / "r.html")
-    assert [p.name for p in (tmp_path / "plain").iterdir()] == ["r.html"]
-
-
-def test_no_run_no_report(tmp_path):
-    with pytest.raises(RunError, match="needs at least one run"):
-        write_report([], tmp_path / "r.html")

@@ -6,8 +6,8 @@ from rich.console import Console
 
 from tests.report.fake_runs import HOSTILE, STUDY, write_study
 from unlearn.report import comparison_table
-from unlearn.report.markdown import results_table as markdown_table
 from unlearn.report.columns import COLUMNS, lines_of
+from unlearn.report.markdown import results_table as markdown_table
 from unlearn.tracking.reader import RunRecord, read_runs
 from unlearn.tracking.rundir import RunDirectory
 

@@ -82,7 +82,10 @@ def compare_command(
         list[str],
         typer.Argument(metavar="RUN... | CONFIG.yaml KEY=VALUE", help="Run folders; or a configuration of runs to make first."),
     ],
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a report that stands alone (HTML).")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write a report: .html, .md or .tex, or a folder that gets all three; figures beside it."),
+    ] = None,
     methods: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Run these methods with their defaults: all, trained, interventions, or a,b,c.")
     ] = None,

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from unlearn.cli.arguments import load, split
 from unlearn.cli.console import complain, console, note
+from unlearn.cli.report import publish
 from unlearn.config.layers import Layer, read_file
 from unlearn.config.load import load_config
 from unlearn.config.schema import MethodConfig, RunConfig
@@ -144,7 +145,4 @@ def summarise(paths: Sequence[Path], out: Path | None) -> None:
     write_atomic(folder / "summary.json", json.dumps(plain_summary(found), indent=2) + "\n")
     note(f"means and intervals of every result: {folder / 'summary.json'}")
     if out is not None:
-        from unlearn.report import write_report
-
-        write_report(records, out)
-        note(f"report: {out}")
+        publish(records, out)

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from unlearn.cli.arguments import load
 from unlearn.cli.console import complain, console, note
+from unlearn.cli.report import publish
 from unlearn.config.fingerprint import fingerprint
 from unlearn.config.load import load_config
 from unlearn.errors import ConfigError, Preempted, UnlearnError
@@ -86,14 +87,14 @@ def preview(words: Sequence[str], only: Sequence[str]) -> None:
 
 
 def compare(runs: Sequence[Path], out: Path | None) -> None:
-    """Print the table of runs; write their report to ``out``."""
-    from unlearn.report import comparison_table, write_report
+    """Print the table of runs, seeds of one setting as one line; write their report to ``out``."""
+    from unlearn.report import comparison_table
+    from unlearn.report.pool import pool
 
     records = read_runs(runs)
-    console().print(comparison_table(records))
+    console().print(comparison_table(pool(records)))
     if out is not None:
-        write_report(records, out)
-        note(f"report: {out}")
+        publish(records, out)
 
 
 def _conclude(paths: Sequence[Path]) -> None:

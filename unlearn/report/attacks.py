@@ -140,7 +140,7 @@ WORD_ROLES: Mapping[str, str] = {"erased": "run-2", "hidden": "run-1", "damaged"
 
 
 def relearning_figure(
-    summary: Mapping[str, Mapping[str, Mapping[str, float]]], words: Mapping[str, str], key: str = "attack/relearn"
+    summary: Mapping[str, Mapping[str, Mapping[str, float]]], words: Mapping[str, str], key: str = "attack/relearn", width: float = 6.4
 ) -> Figure:
     """What relearning brings back, one line for each setting: recovery with its interval over seeds, control, and the gold model.
 
@@ -148,6 +148,7 @@ def relearning_figure(
         summary: ``{setting: {key: {mean, ci_low, ci_high}}}``.
         words: verdict on each setting.
         key: the attack.
+        width: inches of the figure.
     """
     from matplotlib.figure import Figure
 
@@ -155,8 +156,8 @@ def relearning_figure(
     rows.sort(key=lambda row: row[1][f"{key}_excess"]["mean"])
     height = 1.5 + 0.2 * len(rows)
     with house_style():
-        figure = Figure(figsize=(6.4, height))
-        left = 0.04 + 0.0125 * max((len(label) for label, _ in rows), default=1)
+        figure = Figure(figsize=(width, height))
+        left = (0.25 + 0.08 * max((len(label) for label, _ in rows), default=1)) / width
         ax = figure.add_axes((left, 0.5 / height, 0.97 - left, (height - 1.35) / height))
         _recovered(ax, rows, words, key)
         figure.text(0.02, 1 - 0.1 / height, "Facts that come back after relearning others", fontweight="bold", fontsize=10.5, va="top")

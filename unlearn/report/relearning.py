@@ -12,7 +12,7 @@ from unlearn.functional.judgement import TOLERANCE, attack_excesses, judge
 from unlearn.report.attacks import attack_series, best_at, curve_places, relearning_figure
 from unlearn.report.names import DASH, base_of, labels_of
 from unlearn.report.objectives import Look
-from unlearn.report.panels import margin, panel
+from unlearn.report.panels import WIDTH, margin, panel
 from unlearn.report.pool import Setting
 from unlearn.report.style import PALETTE
 from unlearn.report.trajectories import draw_line, name_lines
@@ -72,7 +72,7 @@ def relearn_curves(settings: Sequence[Setting], labels: Sequence[str], looks: Se
     targets = [(i, xs, ys) for (i, side), (xs, ys) in found.items() if side == "target"]
     if not targets or max(len(xs) for _, xs, _ in targets) < 2:
         return None
-    figure, ax = panel("Facts back after relearning others", right=margin([labels[i] for i, *_ in targets if looks[i].named]))
+    figure, ax = panel("Facts back after relearning others", top=0.55, right=margin([labels[i] for i, *_ in targets if looks[i].named]))
     steps = sorted({x for _, xs, _ in targets for x in xs})
     ax.set(xscale="log", xlim=(steps[0], steps[-1]), ylim=(-0.03, 1.05), xlabel="steps of relearning, best learning rate at each")
     ax.set_ylabel("questions about other facts\nof the targets answered")
@@ -86,7 +86,7 @@ def relearn_curves(settings: Sequence[Setting], labels: Sequence[str], looks: Se
             mean = [float(np.mean([y for xs, ys in lines for x, y in zip(xs, ys, strict=True) if x == step])) for step in steps]
             ax.plot(steps, mean, dashes, color=PALETTE["muted"], linewidth=1.3, label=words, zorder=2)
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(loc="upper left", frameon=False, fontsize=8.5, handlelength=2.2)
+        ax.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.985), ncols=2, frameon=False, fontsize=8.5, handlelength=2.2, borderpad=0.1)
     name_lines(ax, targets, labels, looks)
     return figure
 
@@ -117,7 +117,7 @@ def relearn_dots(settings: Sequence[Setting], labels: Sequence[str]) -> Figure |
         return None
     summary = {label: _entries(s, key) for s, label in tried}
     words = {label: judge({**_base(s, settings), **numbers(s)}).word for s, label in tried}
-    return relearning_figure(summary, words)
+    return relearning_figure(summary, words, width=WIDTH)
 
 
 def _entries(setting: Setting, key: str) -> dict[str, dict[str, float]]:

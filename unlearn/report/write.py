@@ -31,7 +31,7 @@ def write_report(records: Sequence[RunRecord], path: str | Path) -> list[Path]:
     forms, target = _forms(), Path(path)
     suffix = target.suffix.lower()
     if suffix in (".pdf", ".csv", ".txt", ".png", ".svg", ".json"):
-        raise RunError(f"--out must end in {', '.join(forms)} or be a folder, which gets them all; found {str(path)!r}.")
+        raise RunError(f"--out must end in .html, .md or .tex, or be a folder, which gets them all; found {str(path)!r}.")
     wanted = [target] if suffix in forms else [target / f"{STEM}{form}" for form in (".html", ".md", ".tex")]
     from unlearn.report.figures import figures as draw
     from unlearn.report.style import save

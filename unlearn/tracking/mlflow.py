@@ -188,6 +188,11 @@ class MLflowRunLogger(Logger):
         self._wait_for(send, force=True)
 
     @rank_zero_only
+    def tag(self, key: str, value: str) -> None:
+        """Set a tag of the MLflow run, such as ``mlflow.note.content``, its description."""
+        self._wait_for(lambda: self._run.tag(key, value), force=False)
+
+    @rank_zero_only
     def flush(self, force: bool = False) -> bool:
         """Send what is waiting and wait for it; ``force`` tries a store that failed a moment ago. Whether it arrived."""
         return self._wait_for(self._deliver, force)

@@ -18,11 +18,13 @@ LOCK_S = 120.0
 
 
 def metric_name(key: str) -> str:
-    """``key`` in characters that every MLflow store takes.
+    """``key`` in characters that every MLflow store takes; the ends of intervals go together, for its pages make a section of every scope.
 
-    >>> metric_name("latent/c2st_auc@layer3"), metric_name("/forget//accuracy%")
-    ('latent/c2st_auc.layer3', 'forget/accuracy_')
+    >>> metric_name("latent/c2st_auc@layer3"), metric_name("/forget//accuracy%"), metric_name("forget/accuracy/ci_low")
+    ('latent/c2st_auc.layer3', 'forget/accuracy_', 'interval/forget.accuracy.ci_low')
     """
+    if key.endswith(("/ci_low", "/ci_high")):
+        key = "interval/" + key.replace("/", ".")
     allowed = re.sub(r"[^\w/. -]", "_", key.replace("@", "."), flags=re.ASCII)
     return posixpath.normpath("/" + allowed).lstrip("/")[:250] or "_"
 

@@ -14,6 +14,16 @@ from unlearn.tracking.store import alone, knock, metric_name
 Row = tuple[str, float, int, int]
 """Name, value, milliseconds since 1970, step."""
 
+KIND, INFERRED = "mlflow.experimentKind", "_inferred"
+EXPERIMENT: Mapping[str, str] = {
+    KIND: "custom_model_development",
+    "mlflow.experiment.primaryMetric.name": "forget/accuracy",
+    "mlflow.experiment.primaryMetric.greaterIsBetter": "False",
+    "mlflow.note.content": "Runs of unlearn. Metrics are named scope/name, as in results.json; their 95 % intervals stand under interval/. "
+    "A study is the parent of its runs and holds its report.",
+}
+"""Tags of the experiment that MLflow's pages read."""
+
 
 class StoredRun:
     """A run that is made, or gone on with, at the first call of ``reach``. Nothing is stored twice."""
@@ -47,7 +57,9 @@ class StoredRun:
             import mlflow  # noqa: F401  (slow, so not while others wait for the lock)
 
             with alone(self.uri):
-                self._inner = self._continue() or self._begin()
+                inner = self._continue() or self._begin()
+                self._introduce(inner)
+            self._inner = inner
 
     def add_params(self, params: Mapping[str, Any]) -> None:
         """Store parameters; one that has a value already keeps it."""
@@ -68,6 +80,11 @@ class StoredRun:
     def add_file(self, file: Path, folder: str | None) -> None:
         """Keep ``file`` with the run, below ``folder``."""
         self.client.log_artifact(self.run_id, str(file), folder)
+
+    def tag(self, key: str, value: str) -> None:
+        """Set a tag of the run."""
+        self.reach()
+        self.client.set_tag(self.run_id, key, value)
 
     def reopen(self) -> None:
         """Set an ended run going again."""
@@ -101,6 +118,14 @@ class StoredRun:
             raise
         self._steps = {}
         return inner
+
+    def _introduce(self, inner: MLFlowLogger) -> None:
+        """Say what the experiment holds, where nobody has: MLflow's pages show training runs, or, if they guess, conversations."""
+        tags = inner.experiment.get_experiment(inner.experiment_id).tags
+        if tags.get(KIND, INFERRED).endswith(INFERRED):
+            for key, value in EXPERIMENT.items():
+                if key == KIND or key not in tags:
+                    inner.experiment.set_experiment_tag(inner.experiment_id, key, value)
 
     def _begin(self) -> MLFlowLogger:
         """A new run; tried again when another process has made the experiment a moment ago."""
