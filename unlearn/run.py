@@ -266,7 +266,9 @@ def _fit(assembly: Assembly, tracker: Logger | None, checkpoint: Path | None, wa
 
 
 def _close(assembly: Assembly, tracker: Logger | None) -> None:
-    """Log the results and say that the run has finished."""
+    """Log the results with their figures and say that the run has finished."""
+    from unlearn.report.figures import draw_run
+
     run = assembly.run
     if tracker is not None and is_rank_zero():
         step, numbers = assembly.config.optim.steps, {k: v for k, v in read_json(run.results_path).items() if isinstance(v, int | float)}
@@ -276,6 +278,7 @@ def _close(assembly: Assembly, tracker: Logger | None) -> None:
         if changed:  # by the edits that follow the last step
             tracker.log_metrics(changed, step=step + 1)
         tracker.tag("mlflow.note.content", _verdict(run))
+        draw_run(run.path)
     _end(run, tracker, "finished", "")
 
 
@@ -297,7 +300,9 @@ def _end(run: RunDirectory, tracker: Logger | None, state: str, reason: str, *, 
     except RunError as error:  # a full disk; what has gone wrong before is worth more
         _say(str(error))
     if tracker is not None:
-        tracker.log_artifacts(run.artifacts())
+        files = run.artifacts()
+        tracker.log_artifacts([file for file in files if file.parent != run.plots])
+        tracker.log_artifacts([file for file in files if file.parent == run.plots], run.plots.name)
         tracker.finalize(state)
 
 

@@ -4,6 +4,7 @@ import pytest
 
 from tests.report.fake_runs import NULL, write_study
 from unlearn.report.figures import describe, figures
+from unlearn.report.objectives import CROWD
 from unlearn.report.svg import inline_svg
 from unlearn.tracking.reader import RunRecord, read_runs
 
@@ -83,7 +84,9 @@ def test_names_that_look_like_formulas_or_have_no_glyph():
 
 def test_many_runs_keep_their_labels_apart():
     runs = [RunRecord(name=f"run{i}", path=Path(), results={"forget/accuracy": 0.0, "retain/accuracy": 0.99}) for i in range(12)]
-    ax = figures(runs)["forget_retain"].axes[0]
-    heights = sorted(text.get_position()[1] for text in ax.texts)
-    assert len(heights) == 12
-    assert min(b - a for a, b in zip(heights, heights[1:], strict=False)) > 0.07
+    for n, named in ((8, 8), (12, CROWD)):
+        ax = figures(runs[:n])["forget_retain"].axes[0]
+        heights = sorted(text.get_position()[1] for text in ax.texts if text.get_text().startswith("run"))
+        assert len(heights) == named
+        assert min(b - a for a, b in zip(heights, heights[1:], strict=False)) > 0.07
+    assert "grey: 6 others" in {text.get_text() for text in ax.texts}

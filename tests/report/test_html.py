@@ -98,7 +98,7 @@ def test_light_and_dark_and_narrow(study):
     assert 'name="viewport"' in text
     body = text[text.index("<body>") :]
     assert not re.search(r"#[0-9a-f]{6}\b", re.sub(r'(href="#|url\(#|id=")[^")]*', "", body))
-    assert all('<div class="scroll"' in body[max(0, m.start() - 200) : m.start()] for m in re.finditer("<table", body))
+    assert all('<div class="scroll' in body[max(0, m.start() - 200) : m.start()] for m in re.finditer("<table", body))
 
 
 def test_every_number_stands_in_the_results(study):
@@ -108,8 +108,9 @@ def test_every_number_stands_in_the_results(study):
         stored = json.loads((record.path / "results.json").read_text())
         assert f"{stored['forget/accuracy']:.2f}" in page
         assert f"{stored['latent/c2st_auc']:.2f}" in page
-    for key in ("forget/accuracy/ci_low", "latent/mmd_p_value"):
-        assert key in page
+    assert "latent/mmd_p_value" in page
+    assert "forget/accuracy/ci_low" not in page  # an interval stands below its value
+    assert "0.0200 to 0.060" in page
 
 
 def test_samples_stand_side_by_side(study):
@@ -119,9 +120,9 @@ def test_samples_stand_side_by_side(study):
     assert "unknown unknown unknown unknown unknown" in samples
     assert "to be forgotten, in other words" in samples
     first = Page(samples[samples.index("<article") : samples.index("</article>") + 10]).text
-    assert "before Nimora" in first
-    assert "gradient_ascent unknown unknown unknown unknown unknown" in first
-    assert "npo, rmu, sae_distribution, sae_prototype unknown" in first
+    assert "beforeNimora" in first
+    assert "gradient_ascentunknown unknown unknown unknown unknown" in first
+    assert "npo, rmu, sae_prototype, sae_distributionunknown" in first
     assert "base" not in first  # the original model has no after
 
 

@@ -145,3 +145,8 @@ def test_a_setting_is_told_from_another_by_its_keys_not_its_seed():
     records = [*seeds([0.1, 0.2]), *seeds([0.3, 0.4], method="rmu")]
     assert [(s.name, len(s.runs)) for s in pool(records)] == [("s/npo", 2), ("s/rmu", 2)]
     assert json.dumps([s.seeds for s in pool(records)]) == '[["0", "1"], ["0", "1"]]'
+
+
+def test_one_seed_under_several_names_is_no_pool():
+    records = [run("s/a", "npo", 0, {"forget/accuracy": 0.1}), run("s/b", "npo", 0, {"forget/accuracy": 0.2})]
+    assert [(s.name, s.number("forget/accuracy")) for s in pool(records)] == [("s/a", 0.1), ("s/b", 0.2)]

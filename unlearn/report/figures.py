@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unlearn.report.answers import answer_bars
@@ -14,9 +15,9 @@ from unlearn.report.picture import FEW, MOST, draw_picture, read_picture
 from unlearn.report.pool import Setting, pool
 from unlearn.report.relearning import relearn_curves, relearn_dots
 from unlearn.report.scatter import FORGET_RETAIN, HIDDEN, plane, two_sample
-from unlearn.report.style import house_style
+from unlearn.report.style import house_style, save
 from unlearn.report.trajectories import CURVES, trajectory
-from unlearn.tracking.reader import RunRecord
+from unlearn.tracking.reader import RunRecord, read_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,6 +64,13 @@ def figures(records: Sequence[RunRecord]) -> dict[str, Figure]:
         made["relearning"] = relearn_dots(settings, labels)
         made |= _pictures(settings, labels)
     return {name: figure for name, figure in made.items() if figure is not None}
+
+
+def draw_run(path: Path) -> list[Path]:
+    """Write what one run has to show (trajectories, kinds of answers, its plane) to ``plots`` below ``path``, as PNG and SVG."""
+    drawn = figures([read_run(path)])
+    own = {name: figure for name, figure in drawn.items() if name.startswith(("steps_", "picture_", "answers"))}
+    return [file for name, figure in own.items() for file in save(figure, path / "plots", name.replace("picture_1", "picture"))]
 
 
 def _pictures(settings: Sequence[Setting], labels: Sequence[str]) -> dict[str, Figure | None]:

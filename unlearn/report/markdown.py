@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from unlearn.report.columns import COLUMNS, Column, columns_of, lines_of
-from unlearn.report.names import DASH, labels_of
+from unlearn.report.names import DASH, labels_of, plain
 from unlearn.report.pool import Setting, pool
 from unlearn.report.provenance import runs, settings
 from unlearn.report.relearning import attacked
@@ -47,7 +47,7 @@ def results_table(records: Sequence[RunRecord], columns: Sequence[Column] = COLU
     rows = []
     for line, record in zip(lines, records, strict=True):
         cells = [cell.full if line.seeds == 1 else _cell(cell.full, cell.interval) for cell in line.cells]
-        rows.append([line.label, line.method or record.method or DASH, *([str(line.seeds)] if several else []), *cells])
+        rows.append([line.label, line.method or plain(record.method) or DASH, *([str(line.seeds)] if several else []), *cells])
     return _table(head, rows, 2) + "\n"
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from unlearn.functional.statistics import bootstrap_interval
-from unlearn.report.names import plain, study_of
-from unlearn.report.summary import RESAMPLES, groups_of
+from unlearn.report.names import plain
+from unlearn.report.summary import RESAMPLES, SEED, groups_of
 from unlearn.tracking.reader import RunRecord
 
 ENDS = ("/ci_low", "/ci_high")
@@ -48,9 +48,16 @@ class Setting(RunRecord):
 
 
 def pool(records: Sequence[RunRecord]) -> list[Setting]:
-    """The settings among ``records``, in the order in which they come; see ``groups_of`` for what makes a setting."""
-    study = study_of(records)
-    return [_setting(f"{study}/{label}" if study else label, group) for label, group in groups_of(records).items()]
+    """The settings among ``records``, in the order in which they come; see ``groups_of`` for what makes a setting.
+
+    Runs of one seed under several names are no seeds of one setting: each stays a row of its own.
+    """
+    pooled: list[Setting] = []
+    for group in groups_of(records).values():
+        name = SEED.sub("", plain(group[0].name)) or plain(group[0].method)
+        distinct = len({str(run.config.get("seed")) for run in group}) == len(group)
+        pooled += [_setting(name, group)] if distinct else [_setting(run.name, [run]) for run in group]
+    return pooled
 
 
 def _setting(name: str, runs: Sequence[RunRecord]) -> Setting:

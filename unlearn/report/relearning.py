@@ -63,7 +63,8 @@ def _cell(setting: Setting, name: str, excesses: dict[str, tuple[float, float]])
     if value is None:
         return DASH, "", False
     beyond, low = excesses[name]
-    return f"{value:+.2f}", f"{ends[0]:+.2f} to {ends[1]:+.2f}" if ends else "", beyond > TOLERANCE and low > 0
+    shown = [f"{end:+.2f}" for end in ends or ()]
+    return f"{value:+.2f}", " to ".join(shown) if len(set(shown)) == 2 else "", beyond > TOLERANCE and low > 0
 
 
 def relearn_curves(settings: Sequence[Setting], labels: Sequence[str], looks: Sequence[Look]) -> Figure | None:

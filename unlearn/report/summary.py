@@ -19,6 +19,9 @@ RESAMPLES = 2000
 IGNORED = ("name", "seed", "out", "cache")
 """Settings that may differ within a group; all of ``tracking`` and ``trainer`` may as well."""
 
+SEED = re.compile(r"[/_.-]?seed_?\d+$")
+"""End of a run's name that tells it from the others of its setting."""
+
 Summary = dict[str, dict[str, dict[str, float]]]
 
 SHOWN: Mapping[str, tuple[str, str]] = {
@@ -45,7 +48,7 @@ def groups_of(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     found: dict[str, list[RunRecord]] = {}
     for group in by_setting.values():
         name = plain(group[0].name)[len(study) :].lstrip("/")
-        label = re.sub(r"[/_.-]?seed_?\d+$", "", name) or plain(group[0].method) or "run"
+        label = SEED.sub("", name) or plain(group[0].method) or "run"
         while label in found:
             label += "'"
         found[label] = group
