@@ -22,8 +22,6 @@ The lifecycle, with the place of every part::
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -196,21 +194,7 @@ def _tracker(assembly: Assembly, added: Mapping[str, str]) -> Logger | None:
         return None
     kept = read_json(run.manifest_path).get("mlflow_run_id")
     manifest = write_manifest(run, config, {**assembly.facts, "processes": place().facts()})
-    versions = {f"version.{name}": version for name, version in manifest["versions"].items()}
-    tags = {
-        **naming(config),
-        "fingerprint": manifest["fingerprint"],
-        "mlflow.source.git.commit": str((manifest["git"] or {}).get("commit", "")),
-        "git_commit": str((manifest["git"] or {}).get("commit", "")),
-        "model": str(config.model.path or config.data.source),
-        "model_fingerprint": assembly.facts["model_fingerprint"],
-        "tokenizer": str(config.model.tokenizer or config.model.path or config.data.source),
-        "revision": str(config.model.revision or ""),
-        "global_batch": json.dumps(manifest["batch"]),
-        "method": config.method.name,
-        **versions,
-        **added,
-    }
+    tags = {**naming(config, manifest), **added}
     tracker = make_mlflow_logger(config.tracking, config.name, flatten(config), tags, run_id=kept)
     if tracker is not None and getattr(tracker, "run_id", None):
         update_manifest(run, {"mlflow_run_id": tracker.run_id})
@@ -268,6 +252,7 @@ def _fit(assembly: Assembly, tracker: Logger | None, checkpoint: Path | None, wa
 def _close(assembly: Assembly, tracker: Logger | None) -> None:
     """Log the results with their figures and say that the run has finished."""
     from unlearn.report.figures import draw_run
+    from unlearn.report.words import sentence_of
 
     run = assembly.run
     if tracker is not None and is_rank_zero():
@@ -277,18 +262,9 @@ def _close(assembly: Assembly, tracker: Logger | None) -> None:
         changed = {k: v for k, v in numbers.items() if k in there and not math.isclose(v, float(there[k]), rel_tol=1e-4, abs_tol=1e-6)}
         if changed:  # by the edits that follow the last step
             tracker.log_metrics(changed, step=step + 1)
-        tracker.tag("mlflow.note.content", _verdict(run))
+        tracker.tag("mlflow.note.content", sentence_of(run.path))
         draw_run(run.path)
     _end(run, tracker, "finished", "")
-
-
-def _verdict(run: RunDirectory) -> str:
-    """What the run achieved, in one sentence."""
-    from unlearn.report.words import verdict
-    from unlearn.tracking.reader import read_run
-
-    record = read_run(run.path)
-    return verdict(dataclasses.replace(record, status={}), record.name).sentence
 
 
 def _end(run: RunDirectory, tracker: Logger | None, state: str, reason: str, *, speaks: bool | None = None) -> None:

@@ -84,7 +84,13 @@ def test_a_store_that_is_away_has_no_studies(tmp_path):
 def test_runs_are_tagged_by_what_one_looks_for():
     base = {"name": "s/npo/seed3", "seed": 3, "data": {"source": "world"}, "method": {"name": "npo"}}
     config = load_config(base, [], plugin_schemas())
-    assert naming(config) == {"kind": "run", "seed": "3", "study": "s", "source": "world"}
+    manifest = {"fingerprint": "f", "model_fingerprint": "m", "batch": {"forget": 2}, "versions": {"torch": "2"}, "git": {"commit": "c"}}
+    tags = naming(config, manifest)
+    wanted = {"kind": "run", "seed": "3", "study": "s", "source": "world", "method": "npo", "fingerprint": "f", "version.torch": "2"}
+    assert wanted.items() <= tags.items()
+    assert tags["mlflow.source.git.commit"] == tags["git_commit"] == "c"
+    assert naming(config, {**manifest, "git": None})["git_commit"] == ""
+    assert all(isinstance(value, str) for value in tags.values())
 
 
 def test_intervals_make_one_section_and_every_other_key_keeps_its_scope():

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from unlearn.report.names import BASE_METHOD, GOLD_METHOD, base_of, labels_of, original, percent, plain
-from unlearn.tracking.reader import RunRecord
+from unlearn.tracking.reader import RunRecord, read_run
 
 FORGOTTEN = 0.1
 """An accuracy at or below this counts as forgotten; the same share of the original accuracy where that is known."""
@@ -32,6 +33,12 @@ class Verdict:
     collapsed: bool | None
     sentence: str
     role: str = ""
+
+
+def sentence_of(path: Path) -> str:
+    """What the run in ``path`` achieved, in one sentence that says nothing of how it ended."""
+    record = read_run(path)
+    return verdict(replace(record, status={}), record.name).sentence
 
 
 def verdicts(records: Sequence[RunRecord]) -> list[Verdict]:

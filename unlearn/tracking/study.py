@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unlearn.tracking.files import alone, dump_json, read_json, write_atomic
 from unlearn.tracking.mlflow import MLflowRunLogger, make_mlflow_logger
@@ -29,9 +30,25 @@ def study_name(run_name: str) -> str:
     return study if slash else ""
 
 
-def naming(config: RunConfig) -> dict[str, str]:
-    """Tags by which runs are found and grouped in MLflow's pages."""
-    return {"kind": "run", "seed": str(config.seed), "study": study_name(config.name), "source": config.data.source}
+def naming(config: RunConfig, manifest: Mapping[str, Any]) -> dict[str, str]:
+    """Tags by which runs are found, grouped and traced in MLflow's pages; ``manifest`` is the run's."""
+    commit = str((manifest["git"] or {}).get("commit", ""))
+    return {
+        "kind": "run",
+        "study": study_name(config.name),
+        "source": config.data.source,
+        "method": config.method.name,
+        "seed": str(config.seed),
+        "fingerprint": manifest["fingerprint"],
+        "git_commit": commit,
+        "mlflow.source.git.commit": commit,
+        "model": str(config.model.path or config.data.source),
+        "model_fingerprint": str(manifest["model_fingerprint"]),
+        "tokenizer": str(config.model.tokenizer or config.model.path or config.data.source),
+        "revision": str(config.model.revision or ""),
+        "global_batch": json.dumps(manifest["batch"]),
+        **{f"version.{name}": version for name, version in manifest["versions"].items()},
+    }
 
 
 def join_study(tracker: MLflowRunLogger, tracking: TrackingConfig, out: str | Path, name: str) -> None:
