@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import bootstrap
 
 from unlearn.report.columns import COLUMNS, columns_of, lines_of
-from unlearn.report.objectives import MOST_NAMED, front, looks, standing
+from unlearn.report.objectives import MOST_NAMED, front, looks, sides, standing
 from unlearn.report.pool import pool
 from unlearn.report.style import PALETTE
 from unlearn.report.words import headline, verdicts
@@ -96,31 +96,39 @@ def test_relearning_has_a_column_where_it_was_tried():
 
 
 KEYS = ("forget/accuracy", "retain/accuracy_unseen", "latent/c2st_auc", "attack/relearn_excess", "cost/train_cpu_seconds")
+HAD = {"retain/accuracy_unseen_base": 1.0}
 
 
 def settings_of(rows):
-    return pool([run(f"s/m{i}", f"m{i}", 0, dict(zip(KEYS, row, strict=True))) for i, row in enumerate(rows)])
+    return pool([run(f"s/m{i}", f"m{i}", 0, {**HAD, **dict(zip(KEYS, row, strict=True))}) for i, row in enumerate(rows)])
 
 
 def test_the_front_is_who_is_beaten_by_nobody():
     rng = np.random.default_rng(1)
     rows = np.round(rng.uniform(0, 1, (40, 5)), 1)
     costs = rows * [1, -1, 1, 1, 1]
-    costs[:, 2], costs[:, 3] = np.maximum(0.5, costs[:, 2]), np.maximum(0.0, costs[:, 3])
+    costs[:, 2], costs[:, 3] = np.maximum(0.5, costs[:, 2]), np.maximum(0.0, costs[:, 3])  # less than chance is chance
     beaten = [any((a <= b).all() and (a < b).any() for a in costs) for b in costs]
     found = front(settings_of(rows))
     assert found == [not one for one in beaten]
     assert 1 < sum(found) < 40
 
 
-def test_references_and_what_is_not_measured_are_on_no_front():
+def test_references_are_on_no_front_and_what_is_not_measured_counts_as_worst():
     records = [
         run("s/none", "none", 0, dict(zip(KEYS, (0.0, 1.0, 0.5, 0.0, 0.0), strict=True))),
         run("s/a", "a", 0, dict(zip(KEYS, (0.5, 0.5, 0.9, 0.5, 9.0), strict=True))),
-        run("s/b", "b", 0, dict(zip(KEYS[:4], (0.0, 1.0, 0.5, 0.0), strict=True))),
+        run("s/b", "b", 0, dict(zip(KEYS[:3], (0.6, 0.4, 0.9), strict=True)) | {"cost/train_cpu_seconds": 9.0}),
     ]
     assert front(pool(records)) == [False, True, False]
     assert front(pool([run("s/a", "a", 0, {"forget/accuracy": 0.0})])) == [False]
+
+
+def test_axes_are_means_over_seeds_with_intervals():
+    [found] = sides(pool(seeds([0.1, 0.2, 0.6])))
+    assert found["forgetting"].mean == pytest.approx(0.7)
+    assert (found["forgetting"].low, found["forgetting"].high) == pytest.approx((0.4, 0.9))
+    assert np.isnan(found["robustness"].mean)
 
 
 def test_of_many_settings_the_most_successful_have_colours():

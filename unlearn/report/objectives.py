@@ -2,72 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from unlearn.functional.judgement import KEPT
+from unlearn.functional.objective import AXES, LOWER_IS_BETTER, axes
+from unlearn.functional.pairing import pareto_front
 from unlearn.report.names import BASE_METHOD, GOLD_METHOD, base_of
-from unlearn.report.pool import Setting
+from unlearn.report.pool import Setting, ends_of, mean_of
 from unlearn.report.words import forgotten
+from unlearn.tracking.reader import RunRecord
+
+HEADINGS: Mapping[str, str] = {
+    "forgetting": "forgetting: share no\nlonger answered",
+    "retention": "retention: worst of\nanswers and fluency",
+    "indistinguishability": "indistinguishability\n(1: C2ST at chance)",
+    "robustness": "robustness: kept from\nthe best attack",
+    "cost": "cost: CPU seconds\nof training",
+}
+"""Axis of ``unlearn.functional.objective.axes`` -> heading over two lines."""
+BASED = ("retain/accuracy", "retain/accuracy_unseen", "generic/perplexity")
+"""Results that are compared with the original model's."""
 
 
 @dataclass(frozen=True)
-class Objective:
-    """``keys``: the first result that is there counts; ``lower`` says which way is better; ``share`` that it lies in [0, 1]."""
+class Side:
+    """One axis of a setting: its mean over seeds (nan where it was not measured) and the 95 % interval, the mean itself for one seed."""
 
-    name: str
-    axis: str
-    keys: tuple[str, ...]
-    lower: bool = True
-    share: bool = True
-
-    def key(self, settings: Sequence[Setting]) -> str | None:
-        """The key that most of ``settings`` have, earlier ones first; None where none has any."""
-        counts = {key: sum(s.number(key) is not None for s in settings) for key in self.keys}
-        best = max(self.keys, key=lambda key: counts[key])
-        return best if counts[best] else None
+    mean: float
+    low: float
+    high: float
 
 
-OBJECTIVES: tuple[Objective, ...] = (
-    Objective("forgetting", "forget accuracy", ("forget/accuracy_paraphrased", "forget/accuracy")),
-    Objective("retention", "retain accuracy,\nunseen people", ("retain/accuracy_unseen", "retain/accuracy"), lower=False),
-    Objective("indistinguishability", "C2ST AUC\n(0.5: not told apart)", ("latent/c2st_auc",)),
-    Objective("robustness", "facts back after\nrelearning (excess)", ("attack/relearn_excess", "attack/relearn_recovery")),
-    Objective("cost", "CPU seconds\nof training", ("cost/train_cpu_seconds", "cost/train_seconds"), share=False),
-)
+def sides(settings: Sequence[Setting]) -> list[dict[str, Side]]:
+    """The five axes of every setting, see ``unlearn.functional.objective.axes``."""
+    base = base_of(settings)
+    return [{axis: _side([axes(_numbers(run, base))[axis] for run in s.runs]) for axis in AXES} for s in settings]
 
 
-def measured(settings: Sequence[Setting]) -> list[tuple[Objective, str]]:
-    """The objectives that some setting has, each with the key that stands for it."""
-    return [(objective, key) for objective in OBJECTIVES if (key := objective.key(settings)) is not None]
+def measured(found: Sequence[Mapping[str, Side]]) -> list[str]:
+    """The axes that some setting has."""
+    return [axis for axis in AXES if any(math.isfinite(one[axis].mean) for one in found)]
 
 
 def front(settings: Sequence[Setting]) -> list[bool]:
-    """Whether each setting lies on the Pareto front of the measured objectives, the original and the gold model left out.
+    """Whether each setting lies on the Pareto front of the measured axes, the original and the gold model left out.
 
-    A C2ST AUC below 0.5 counts as 0.5, an excess below 0 as 0: both are chance. A setting that lacks an objective lies on no front.
+    What a setting lacks and others have counts as worst. There is no front with fewer than two axes beside cost.
     """
-    chosen = measured(settings)
-    costs_NM = np.array([[_cost(s, objective, key) for objective, key in chosen] for s in settings], dtype=float).reshape(len(settings), -1)
-    usable = np.array([s.method not in (BASE_METHOD, GOLD_METHOD) for s in settings], dtype=bool) & np.isfinite(costs_NM).all(axis=1)
-    if len(chosen) < 2:
-        return [False] * len(settings)
-    return [bool(ok) and not _beaten(costs_NM[usable], row) for ok, row in zip(usable, costs_NM, strict=True)]
+    found = sides(settings)
+    chosen = measured(found)
+    trained = [i for i, s in enumerate(settings) if s.method not in (BASE_METHOD, GOLD_METHOD)]
+    points = [[(-1 if axis in LOWER_IS_BETTER else 1) * found[i][axis].mean for axis in chosen] for i in trained]
+    on_front = {i for i, best in zip(trained, pareto_front(points), strict=True) if best and len(set(chosen) - set(LOWER_IS_BETTER)) > 1}
+    return [i in on_front for i in range(len(settings))]
 
 
-def _beaten(costs_NM: np.ndarray, row_M: np.ndarray) -> bool:
-    return bool(((costs_NM <= row_M).all(axis=1) & (costs_NM < row_M).any(axis=1)).any())
+def _numbers(run: RunRecord, base: RunRecord | None) -> dict[str, float]:
+    """A run's results that are numbers, and what the original model had where the run does not say."""
+    had = {f"{key}_base": value for key in BASED if base is not None and (value := base.number(key)) is not None}
+    return {**had, **{key: value for key in run.results if (value := run.number(key)) is not None}}
 
 
-def _cost(setting: Setting, objective: Objective, key: str) -> float:
-    """What is to be made small."""
-    value = setting.number(key)
-    if value is None:
-        return float("nan")
-    floor = {"latent/c2st_auc": 0.5, "attack/relearn_excess": 0.0}.get(key, -np.inf)
-    return max(floor, value) if objective.lower else -value
+def _side(values: Sequence[float]) -> Side:
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return Side(math.nan, math.nan, math.nan)
+    return Side(mean_of(known), *ends_of(known))
 
 
 @dataclass(frozen=True)

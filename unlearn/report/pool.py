@@ -43,8 +43,8 @@ class Setting(RunRecord):
         found = [points for points in found if points]
         steps = sorted(set.intersection(*map(set, found))) if found else []
         values = [[points[step] for points in found] for step in steps]
-        ends = [_ends(column) for column in values]
-        return steps, [_mean(column) for column in values], [low for low, _ in ends], [high for _, high in ends]
+        ends = [ends_of(column) for column in values]
+        return steps, [mean_of(column) for column in values], [low for low, _ in ends], [high for _, high in ends]
 
 
 def pool(records: Sequence[RunRecord]) -> list[Setting]:
@@ -86,18 +86,20 @@ def _means(runs: Sequence[RunRecord]) -> dict[str, Any]:
         numbers = [value for run in runs if (value := run.number(key)) is not None]
         texts = [text for run in runs if isinstance(text := run.results.get(key), str) and text]
         if numbers:
-            pooled[key] = _mean(numbers)
-            pooled |= {f"{key}{end}": value for end, value in zip(ENDS, _ends(numbers), strict=True) if len(numbers) > 1}
+            pooled[key] = mean_of(numbers)
+            pooled |= {f"{key}{end}": value for end, value in zip(ENDS, ends_of(numbers), strict=True) if len(numbers) > 1}
         elif texts:
             pooled[key] = texts[0]
     return pooled
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean_of(values: Sequence[float]) -> float:
+    """Mean of numbers, of which some may be infinite."""
     return math.fsum(values) / len(values) if all(map(math.isfinite, values)) else sum(values) / len(values)
 
 
-def _ends(values: Sequence[float]) -> tuple[float, float]:
+def ends_of(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of the 95 % bootstrap interval of the mean; least and largest where resampling makes no sense."""
     if len(set(values)) == 1 or not all(map(math.isfinite, values)):
         return min(values), max(values)
     low, high = bootstrap_interval(list(values), RESAMPLES, seed=0)

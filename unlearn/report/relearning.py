@@ -11,7 +11,7 @@ import numpy as np
 from unlearn.functional.judgement import TOLERANCE, attack_excesses, judge
 from unlearn.report.attacks import attack_series, best_at, curve_places, relearning_figure
 from unlearn.report.names import DASH, base_of, labels_of
-from unlearn.report.objectives import Look
+from unlearn.report.objectives import BASED, Look
 from unlearn.report.panels import WIDTH, margin, panel
 from unlearn.report.pool import Setting
 from unlearn.report.style import PALETTE
@@ -19,9 +19,6 @@ from unlearn.report.trajectories import draw_line, name_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-BASED = ("retain/accuracy", "retain/accuracy_unseen", "generic/perplexity")
-"""Results that a verdict compares with the original model's."""
 
 
 @dataclass(frozen=True)
