@@ -22,7 +22,7 @@ COLUMN, GAP = 1.42, 0.17
 
 
 def front_figure(settings: Sequence[Setting], labels: Sequence[str]) -> Figure | None:
-    """Every goal that was measured, settings on the front filled and bold, the most successful on top; None with fewer than two goals beside cost."""
+    """Every goal that was measured, settings on the front filled and bold, the best on top; None with fewer than two goals beside cost."""
     from matplotlib.figure import Figure
 
     found = sides(settings)
