@@ -76,6 +76,35 @@ def run_command(
         run.start(words or [], only or [], force=force, go_on=go_on)
 
 
+@app.command("sweep")
+def sweep_command(
+    words: Words = None,
+    trials: Annotated[int | None, typer.Option(metavar="N", min=1, help="Trials of the whole study; the file's if left out.")] = None,
+    workers: Annotated[int, typer.Option(metavar="N", min=1, help="Processes on this machine; GPUs are shared out among them.")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check the file and say what would be searched.")] = False,
+    status: Annotated[bool, typer.Option("--status", help="Show the study as it stands, wherever its workers are.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Leave when no trial is left to begin, though others are running.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed trials again.")] = False,
+    as_worker: Annotated[bool, typer.Option("--as-worker", hidden=True)] = False,
+) -> None:
+    """Search for the best setting: a study of runs, on this machine or on many.
+
+    The file says what is searched and what is wanted of the results (configs/sweeps has examples); KEY=VALUE overrides both keys of the
+    sweep (trials=50) and of its runs (optim.steps=30). The same command goes on with a study after an interruption, and joins one that
+    other machines work on (storage: a journal file on a shared disk, or PostgreSQL).
+    """
+    from unlearn.cli import sweep
+
+    if dry_run:
+        sweep.preview(words or [], trials)
+    elif status:
+        sweep.status(words or [], trials)
+    elif as_worker:
+        sweep.work(words or [], trials, wait=not no_wait)
+    else:
+        sweep.start(words or [], trials, workers, wait=not no_wait, again=retry_failed)
+
+
 @app.command("compare")
 def compare_command(
     words: Annotated[

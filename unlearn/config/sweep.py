@@ -221,6 +221,9 @@ def _check_whole(spec: SweepSpec, problems: Problems) -> None:
                 problems.add(f"{where}search.{p.key} must have choices or a step for the sampler grid; found a range without.")
     if settings.pruner.name != "none":
         _check_pruner(spec, where, problems)
+        example = None if problems.found else spec.example()
+        if example is not None and example.evaluation.every < 1:
+            problems.add(f"{where}base.evaluation.every must be >= 1 with a pruner; found {example.evaluation.every}.")
     for key in (*(o.key for o in spec.objectives), *(c.key for c in spec.constraints)):
         if key.startswith("attack/") and not settings.attacks:
             problems.add(f"{where}attacks must name the attack that measures {key!r}, such as [relearn]; found none.")

@@ -213,6 +213,10 @@ class SweepSpec:
                 values[parameter.key] = parameter.points()[0]
         return self.config(values)
 
+    def points(self) -> list[Mapping[str, Any]]:
+        """Settings of the first trials, by the names of parameters: the whole grid, or those that are given."""
+        return list(self.grid()) if self.settings.sampler.name == "grid" else list(self.first)
+
     def grid(self) -> list[dict[str, Any]]:
         """Every combination of the points of all parameters, by their names, conditions kept."""
         return [{p.name: p.labels[p.choices.index(v)] if p.choices else v for p, v in point} for point in combinations(self.search)]

@@ -11,16 +11,19 @@ from typing import Any
 
 import optuna
 from optuna.exceptions import DuplicatedStudyError, UpdateFinishedTrialError
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from unlearn.config.fingerprint import diff, fingerprint, plain
 from unlearn.config.sweep import SweepSpec
 from unlearn.errors import RunError
-from unlearn.sweep.outcome import SweepOutcome, TrialRecord, outcome_of, write_outcome
+from unlearn.sweep.figures import draw
+from unlearn.sweep.outcome import RESULT, SweepOutcome, TrialRecord, outcome_of, record_of, write_outcome
+from unlearn.sweep.parent import close_parent, parent_run
 from unlearn.sweep.samplers import make_pruner, make_sampler
 from unlearn.sweep.slots import DONE, ERROR, current, fail_lost, plan
 from unlearn.sweep.storage import answering, open_storage
 from unlearn.sweep.trial import Objective, Score
+from unlearn.tracking.files import alone
 from unlearn.tracking.rundir import run_path
 
 SPEC = "spec"
@@ -60,23 +63,44 @@ def run_sweep(
         KeyboardInterrupt: Ctrl-C; the trial is queued again.
         Preempted: a scheduler's signal; the same.
     """
+    folder = folder_of(spec)
+    study = open_study(spec, folder)
+    try:
+        take_part(spec, score=score, trials=trials, wait=wait, again=again, told=told)
+    finally:
+        with answering(spec):
+            outcome, _ = keep(study, spec, folder, trials)
+    return outcome
+
+
+def take_part(
+    spec: SweepSpec,
+    *,
+    score: Score | None = None,
+    trials: int | None = None,
+    wait: bool = True,
+    again: bool = False,
+    told: Callable[[TrialRecord], None] = lambda trial: None,
+) -> None:
+    """What a worker does: ``run_sweep``, but for what is written down about the whole study."""
     from unlearn.callbacks.guard import preemptible
-    from unlearn.sweep.parent import close_parent, parent_run
 
     if score is not None and spec.settings.pruner.name != "none":
         raise RunError("pruner must be none where a function scores the trials, which it cannot during training.")
-    count = spec.trials if trials is None else trials
-    folder, tracking = folder_of(spec), spec.example().tracking
+    folder = folder_of(spec)
     study = open_study(spec, folder)
-    with answering(spec):
-        objective = Objective(spec, study, score=score, parent=parent_run(spec, study, tracking, folder))
-        try:
-            with preemptible():
-                _work(study, spec, objective, count, wait, again, told)
-        finally:
-            outcome = outcome_of(spec, study, folder)
-            close_parent(study, tracking, outcome, [write_outcome(outcome)])
-    return outcome
+    with answering(spec), preemptible():
+        objective = Objective(spec, study, score=score, parent=parent_run(spec, study, spec.example().tracking, folder))
+        _work(study, spec, objective, spec.trials if trials is None else trials, wait, again, told)
+
+
+def keep(study: optuna.Study, spec: SweepSpec, folder: Path, trials: int | None = None) -> tuple[SweepOutcome, list[Path]]:
+    """Write down the study as it stands: ``sweep.json``, ``best.yaml``, figures, and all of it with the study's MLflow run."""
+    outcome = outcome_of(spec, study, folder, trials)
+    with alone(folder / RESULT):
+        files = [*write_outcome(outcome), *draw(study, outcome)]
+    close_parent(study, spec.example().tracking, outcome, files)
+    return outcome, files
 
 
 def folder_of(spec: SweepSpec) -> Path:
@@ -130,19 +154,18 @@ def _work(
 ) -> None:
     """Take trials from the queue until all are made."""
     before = _ended(study)
-    plan(study, spec, count, again=again)
     while True:
         lost = fail_lost(study, spec.settings.patience)
         if lost:
             log.warning("trials given up by lost workers, to be tried again: %s", lost)
-        plan(study, spec, count)
+        plan(study, spec, count, again=again)
+        again = False
         trials = [trial for slot, trial in current(study.get_trials(deepcopy=False)).items() if slot < count]
         if any(trial.state == TrialState.WAITING for trial in trials):
             _take_one(study, objective)
             now = _ended(study)
-            for record in outcome_of(spec, study, folder_of(spec)).trials:
-                if record.number in now - before:
-                    told(record)
+            for slot in sorted(now.keys() - before.keys()):
+                told(record_of(spec, slot, now[slot]))
             before = now
         elif wait and any(trial.state == TrialState.RUNNING for trial in trials):
             time.sleep(WAIT_S)
@@ -150,8 +173,8 @@ def _work(
             return
 
 
-def _ended(study: optuna.Study) -> set[int]:
-    return {s for s, t in current(study.get_trials(deepcopy=False)).items() if t.state in DONE or t.user_attrs.get(ERROR)}
+def _ended(study: optuna.Study) -> dict[int, FrozenTrial]:
+    return {s: t for s, t in current(study.get_trials(deepcopy=False)).items() if t.state in DONE or t.user_attrs.get(ERROR)}
 
 
 def _take_one(study: optuna.Study, objective: Objective) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from unlearn.config.fingerprint import plain
+from unlearn.config.fingerprint import plain, to_yaml
 from unlearn.sweep.samplers import meant
 from unlearn.sweep.slots import ERROR, attempt_of, current
 from unlearn.sweep.trial import FINGERPRINT, PATH, RESULTS, SAME_AS, SECONDS
@@ -28,6 +30,7 @@ STATES: Mapping[TrialState, str] = {
     TrialState.RUNNING: "running",
     TrialState.WAITING: "waiting",
 }
+ENDED = ("finished", "pruned", "failed")
 RESULT = "sweep.json"
 
 
@@ -60,15 +63,16 @@ class TrialRecord:
 class SweepOutcome:
     """A study as it stands.
 
-    ``front`` holds the finished trials that keep all constraints and that no other one beats in every objective, by number; with one
-    objective that is ``best`` alone. ``best`` is, with several objectives, the first of the front by the first objective; None where no
-    trial keeps the constraints.
+    ``wanted`` trials are to be made. ``front`` holds the finished ones that keep all constraints and that no other one beats in every
+    objective, by number; with one objective that is ``best`` alone. ``best`` is, with several objectives, the first of the front by the
+    first objective; None where no trial keeps the constraints.
     """
 
     name: str
     folder: Path
     objectives: tuple[str, ...]
     directions: tuple[str, ...]
+    wanted: int
     trials: tuple[TrialRecord, ...]
     front: tuple[TrialRecord, ...] = ()
     best: TrialRecord | None = None
@@ -78,6 +82,11 @@ class SweepOutcome:
     def best_params(self) -> Mapping[str, Any]:
         """Searched keys of the best trial; empty where there is none."""
         return {} if self.best is None else self.best.params
+
+    @property
+    def done(self) -> int:
+        """Trials that are over."""
+        return sum(self.count(state) for state in ENDED)
 
     def count(self, state: str) -> int:
         """Trials in a state."""
@@ -98,19 +107,20 @@ class SweepOutcome:
         }
 
 
-def outcome_of(spec: SweepSpec, study: optuna.Study, folder: Path) -> SweepOutcome:
-    """The study as it stands."""
+def outcome_of(spec: SweepSpec, study: optuna.Study, folder: Path, trials: int | None = None) -> SweepOutcome:
+    """The study as it stands; ``trials`` are wanted in the place of those of ``spec``."""
     slots = current(study.get_trials(deepcopy=False))
-    records = tuple(_record(spec, slot, slots[slot]) for slot in sorted(slots))
+    records = tuple(record_of(spec, slot, slots[slot]) for slot in sorted(slots))
     finished = [trial for trial in records if trial.state == "finished" and trial.feasible]
     signs = [1.0 if o.direction == "minimize" else -1.0 for o in spec.objectives]
     losses = {t.number: tuple(s * v for s, v in zip(signs, t.values, strict=True)) for t in finished}
     front = tuple(t for t in finished if not any(_beats(losses[o.number], losses[t.number]) for o in finished))
-    front = front if len(spec.objectives) > 1 else front[:1]
+    front = front if len(spec.objectives) > 1 else front[:1]  # of equals, the first
     best = min(front, key=lambda t: (losses[t.number], t.number), default=None)
     return SweepOutcome(
         name=spec.name,
         folder=folder,
+        wanted=spec.trials if trials is None else trials,
         objectives=tuple(o.title for o in spec.objectives),
         directions=tuple(o.direction for o in spec.objectives),
         trials=records,
@@ -124,7 +134,8 @@ def _beats(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return all(x <= y for x, y in zip(a, b, strict=True)) and a != b
 
 
-def _record(spec: SweepSpec, slot: int, trial: FrozenTrial) -> TrialRecord:
+def record_of(spec: SweepSpec, slot: int, trial: FrozenTrial) -> TrialRecord:
+    """A trial of the study in words of its own."""
     said = trial.user_attrs
     state, error = STATES[trial.state], str(said.get(ERROR, ""))
     if state == "failed" and not error:
@@ -147,6 +158,25 @@ def _record(spec: SweepSpec, slot: int, trial: FrozenTrial) -> TrialRecord:
     )
 
 
-def write_outcome(outcome: SweepOutcome) -> Path:
-    """Keep it as ``sweep.json`` in the study's folder."""
-    return write_atomic(outcome.folder / RESULT, dump_json(outcome.record()) + "\n")
+def table(outcome: SweepOutcome) -> str:
+    """All trials as CSV: number, state, values, settings, seconds, folder of the run."""
+    keys = list(dict.fromkeys(key for trial in outcome.trials for key in trial.params))
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(["trial", "state", *outcome.objectives, *keys, "seconds", "run"])
+    for trial in outcome.trials:
+        values = trial.values or [None] * len(outcome.objectives)
+        rows.writerow([trial.number, trial.state, *values, *(trial.params.get(key) for key in keys), trial.seconds, trial.path])
+    return text.getvalue()
+
+
+def write_outcome(outcome: SweepOutcome) -> list[Path]:
+    """Keep it as ``sweep.json`` and ``trials.csv`` in the study's folder, and the best setting as ``best.yaml``, a run's configuration."""
+    made = [
+        write_atomic(outcome.folder / RESULT, dump_json(outcome.record()) + "\n"),
+        write_atomic(outcome.folder / "trials.csv", table(outcome)),
+    ]
+    if outcome.best_config is not None:
+        best = replace(outcome.best_config, name=f"{outcome.name}_best")
+        made.append(write_atomic(outcome.folder / "best.yaml", to_yaml(best)))
+    return made

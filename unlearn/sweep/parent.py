@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unlearn.config.fingerprint import flatten
 from unlearn.tracking.files import alone
@@ -39,7 +39,7 @@ def parent_run(spec: SweepSpec, study: optuna.Study, tracking: TrackingConfig, f
 
 
 def close_parent(study: optuna.Study, tracking: TrackingConfig, outcome: SweepOutcome, files: list[Path]) -> None:
-    """Give the study's MLflow run the best values (``best/<objective>``) and settings (tags ``best.<key>``), a table, and ``files``.
+    """Give the study's MLflow run the best values (``best/<objective>``) and settings (tags ``best.<key>``), and ``files``.
 
     It ends when no trial is running or waiting any more.
     """
@@ -49,31 +49,14 @@ def close_parent(study: optuna.Study, tracking: TrackingConfig, outcome: SweepOu
     tracker = make_mlflow_logger(tracking, outcome.name, {}, run_id=kept) if kept and tracking.enabled else None
     if tracker is None or not tracker.reached:
         return
-    done = len(outcome.trials) - outcome.count("waiting") - outcome.count("running")
+    done = outcome.done
     if outcome.best is not None:
         values = dict(zip(outcome.objectives, outcome.best.values, strict=True))
         tracker.log_metrics({**{f"best/{key}": value for key, value in values.items()}, "trials": done}, step=done)
         for key, value in {"trial": outcome.best.number, **outcome.best.params}.items():
             tracker.experiment.set_tag(kept, f"best.{key}", str(value))
-    tracker.experiment.log_table(kept, table(outcome), "trials.json")
     tracker.log_artifacts(files)
-    if done == len(outcome.trials):
+    if done >= outcome.wanted:
         tracker.finalize("finished")
     else:
         tracker.flush(force=True)
-
-
-def table(outcome: SweepOutcome) -> dict[str, list[Any]]:
-    """Columns of all trials: number, state, values, settings, seconds."""
-    keys = list(dict.fromkeys(key for trial in outcome.trials for key in trial.params))
-    columns: dict[str, list[Any]] = {
-        "trial": [trial.number for trial in outcome.trials],
-        "state": [trial.state for trial in outcome.trials],
-    }
-    for i, title in enumerate(outcome.objectives):
-        columns[title] = [trial.values[i] if trial.values else None for trial in outcome.trials]
-    for key in keys:
-        columns[key] = [None if trial.params.get(key) is None else str(trial.params[key]) for trial in outcome.trials]
-    columns["seconds"] = [trial.seconds for trial in outcome.trials]
-    columns["run"] = [None if trial.path is None else str(trial.path) for trial in outcome.trials]
-    return columns

@@ -1,7 +1,8 @@
 """Which trials a study has still to make, so that N workers that come and go make exactly the wanted number.
 
-The places of all trials (slots 0, 1, ...) are queued when the study is made, and workers take them from the queue, which the storage hands
-out once each. A trial whose worker was lost, or was interrupted, is queued again with the values it had.
+Trials have places (slots 0, 1, ...), which are queued one after the other; workers take them from the queue, which the storage hands out
+once each. Where two workers queue the same slot at once, the first of the two trials counts. A trial whose worker was lost, or was
+interrupted, is queued again with the values it had.
 """
 
 from __future__ import annotations
@@ -56,18 +57,23 @@ def current(trials: list[FrozenTrial]) -> dict[int, FrozenTrial]:
 
 
 def plan(study: Study, spec: SweepSpec, trials: int, *, again: bool = False) -> None:
-    """Queue what is missing: slots that have no trial, and trials that were lost (``again``: and those that failed)."""
+    """Queue what was lost (``again``: and what failed), and, where the queue is empty, the next slot that has no trial.
+
+    No more than one new trial waits at a time, so that one that was lost comes before those that were never begun, and the samplers see
+    the trials in the order of their slots.
+    """
     known = current(study.get_trials(deepcopy=False))
-    points = spec.grid() if spec.settings.sampler.name == "grid" else list(spec.first)
-    for slot in range(trials):
-        trial = known.get(slot)
-        if trial is None:
-            fixed = dict(points[slot]) if slot < len(points) else {}
-            study.enqueue_trial(fixed, user_attrs={SLOT: slot})
-        elif trial.state == TrialState.FAIL and _wanted_again(trial, spec, again):
+    waiting = any(trial.state == TrialState.WAITING for trial in known.values())
+    for slot, trial in known.items():
+        if slot < trials and trial.state == TrialState.FAIL and _wanted_again(trial, spec, again):
+            waiting = True
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
                 RetryHeartbeatStaleTrialCallback(inherit_intermediate_values=True)(study, _cleared(trial))
+    missing = [slot for slot in range(trials) if slot not in known][:1]
+    for slot in missing if not waiting else ():
+        points = spec.points()
+        study.enqueue_trial(dict(points[slot]) if slot < len(points) else {}, user_attrs={SLOT: slot})
 
 
 def _wanted_again(trial: FrozenTrial, spec: SweepSpec, again: bool) -> bool:
@@ -80,8 +86,8 @@ def _wanted_again(trial: FrozenTrial, spec: SweepSpec, again: bool) -> bool:
 def _cleared(trial: FrozenTrial) -> FrozenTrial:
     """The trial as its next attempt starts: without what was said of its end."""
     cleared = copy.deepcopy(trial)
-    cleared.user_attrs = {key: value for key, value in trial.user_attrs.items() if key not in (ERROR, WORKER)}
-    cleared.system_attrs = {key: value for key, value in trial.system_attrs.items() if not key.startswith("constraints")}
+    cleared.user_attrs = {key: value for key, value in cleared.user_attrs.items() if key not in (ERROR, WORKER)}
+    cleared.system_attrs = {key: value for key, value in cleared.system_attrs.items() if not key.startswith("constraints")}
     return cleared
 
 
