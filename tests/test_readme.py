@@ -12,6 +12,7 @@ from unlearn.config.benchmarks import benchmark_configs
 from unlearn.config.layers import Layer
 from unlearn.config.load import load_config
 from unlearn.config.plugins import plugin_schemas
+from unlearn.config.sweep import load_sweep
 from unlearn.errors import UnlearnError
 from unlearn.registry import entries
 
@@ -39,8 +40,11 @@ def test_missing_marks_are_named() -> None:
         filled("nothing here")
 
 
-def test_yaml_in_the_readme_is_a_configuration(tmp_path: Path) -> None:
+def test_yaml_in_the_readme_is_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import yaml
+
+    (tmp_path / "my.yaml").write_text("data: {source: world}\n")
+    monkeypatch.chdir(tmp_path)
 
     blocks = re.findall(r"```yaml\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
@@ -49,6 +53,8 @@ def test_yaml_in_the_readme_is_a_configuration(tmp_path: Path) -> None:
     for tree in trees:
         if "benchmarks" in tree:
             assert benchmark_configs(tmp_path, sources=[tree])
+        elif "sweep" in tree:
+            assert load_sweep(tree).name == tree["sweep"]
         else:
             load_config(Layer(tree), (), plugin_schemas())
 

@@ -12,6 +12,7 @@ from math import log10
 from pathlib import Path
 from typing import Any
 
+import unlearn.callbacks.guard  # noqa: F401  (loads torch, before the collection below)
 from tests.forks import forked
 from unlearn.config.fingerprint import fingerprint, to_yaml
 from unlearn.config.sweep import SweepSpec, load_sweep

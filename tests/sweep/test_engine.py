@@ -76,7 +76,8 @@ def test_a_study_that_was_killed_ends_as_one_that_was_not(tmp_path: Path, monkey
     assert ended(pid) == -9
     monkeypatch.setattr(trial, "execute", Formula(broken))
     out = run_sweep(sweep(broken, **keys))
-    assert [call["trial"] for call in calls(broken)] == [0, 1, 2, 3, 3, 4, 5]
+    begun = [call["trial"] for call in calls(whole)]  # of equal settings, only the first
+    assert [call["trial"] for call in calls(broken)] == sorted([*begun, 3])
     assert [(t.params, t.values) for t in out.trials] == [(t.params, t.values) for t in expected.trials]
     assert [t.attempts for t in out.trials] == [1, 1, 1, 2, 1, 1]
 

@@ -130,7 +130,8 @@ def test_a_worker_on_another_machine_is_lost_when_it_gives_no_sign(tmp_path: Pat
     spec = sweep(tmp_path, patience=60, heartbeat=10, trials=1)
     study = open_study(spec, folder_of(spec))
     plan(study, spec, 1)
-    begun = study.ask()
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        begun = study.ask()
     begun.set_user_attr(WORKER, {"machine": "elsewhere", "pid": os.getpid(), "started": 0.0})
     storage = study._storage
     assert isinstance(storage, HeartbeatJournal)
@@ -148,7 +149,8 @@ def test_a_trial_taken_by_a_process_that_never_said_who_it_was_is_given_up(tmp_p
     spec = sweep(tmp_path, storage=f"sqlite:///{tmp_path}/study.db", trials=1)
     study = open_study(spec, folder_of(spec))
     plan(study, spec, 1)
-    study.ask()
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        study.ask()
     assert fail_lost(study, 60) == []
     now = time.time()
     monkeypatch.setattr(slots.time, "time", lambda: now + 61)
@@ -181,20 +183,6 @@ def test_workers_leave_when_their_starter_is_gone(tmp_path: Path) -> None:
     child.stdin.close()
     assert child.wait(30) == -signal.SIGTERM
     child.stdout.close()
-
-
-def test_open_storage_waits_for_a_busy_sqlite_file(tmp_path: Path) -> None:
-    import sqlite3
-
-    spec = sweep(tmp_path, storage=f"sqlite:///{tmp_path}/study.db", trials=1)
-    study = open_study(spec, folder_of(spec))
-    with sqlite3.connect(tmp_path / "study.db") as other:
-        other.execute("begin immediate")
-        pid = worker(spec, tmp_path, lambda number: None, tmp_path / "log")
-        time.sleep(1.0)
-        other.rollback()
-    assert ended(pid) == 0
-    assert [t.state for t in outcome_of(spec, study, tmp_path).trials] == ["finished"]
 
 
 def test_the_team_tells_what_its_workers_said(tmp_path: Path) -> None:

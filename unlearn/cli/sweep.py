@@ -122,7 +122,7 @@ def start(words: Sequence[str], trials: int | None, workers: int, wait: bool, ag
 
     Raises:
         UnlearnError: the configuration is wrong, the storage does not answer, or a worker could not go on.
-        typer.Exit: with 2 if trials failed, 130 if interrupted.
+        typer.Exit: with the status of a worker that could not go on, 130 if interrupted.
         Preempted: a scheduler's signal came, and the workers have saved.
     """
     from unlearn.sweep.engine import folder_of, open_study
@@ -142,6 +142,9 @@ def start(words: Sequence[str], trials: int | None, workers: int, wait: bool, ag
         _conclude(study, spec, folder)
     for sentence in dict.fromkeys(s for worker in team.ended for s in worker.said()):
         complain(RunError(sentence))
+    for worker in team.ended:
+        if worker.code and worker.code > 0 and worker.code not in (INTERRUPTED, PREEMPTED) and not worker.said():
+            note(f"a worker ended with status {worker.code}; {worker.log} says more")
     _leave(code or status_of(team.ended), words)
 
 

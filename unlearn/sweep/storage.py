@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 
 from unlearn.config.secrets import hide_secrets
 from unlearn.errors import RunError
-from unlearn.tracking.store import public_uri
+from unlearn.tracking.store import alone, public_uri
 
 if TYPE_CHECKING:
     from unlearn.config.sweep import SweepSpec
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 JOURNAL = "study.journal"
 BUSY_S = 60
 """Seconds that a process waits for another one that writes to the same SQLite file."""
+TABLES = 7_203_144_519
+"""Number of PostgreSQL's lock for making tables; any that nobody else takes."""
 LOCK_S = 30
 """Seconds after which the lock of a journal counts as left behind by a process that was killed."""
 
@@ -111,10 +113,27 @@ def open_storage(spec: SweepSpec, folder: Path) -> BaseStorage:
         if path is not None:
             return HeartbeatJournal(path, interval, patience)
         url = spec.settings.storage
-        arguments: dict[str, Any] = {"connect_args": {"timeout": BUSY_S}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+        at_once = {"timeout": BUSY_S, "isolation_level": "IMMEDIATE"}  # a reader that turns writer would not wait for another one
+        arguments: dict[str, Any] = {"connect_args": at_once} if url.startswith("sqlite") else {"pool_pre_ping": True}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return RDBStorage(url, engine_kwargs=arguments, heartbeat_interval=interval, grace_period=patience)
+            with _first(url):
+                return RDBStorage(url, engine_kwargs=arguments, heartbeat_interval=interval, grace_period=patience)
+
+
+@contextmanager
+def _first(url: str) -> Iterator[None]:
+    """One process at a time makes the tables of a database; workers that start together would break each other's."""
+    if not url.startswith("postgresql"):
+        with alone(url):
+            yield
+        return
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.pool import NullPool
+
+    with create_engine(url, poolclass=NullPool).connect() as connection:
+        connection.execute(text("select pg_advisory_lock(:key)"), {"key": TABLES})  # held until the connection ends
+        yield
 
 
 @contextmanager

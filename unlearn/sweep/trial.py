@@ -6,6 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from unlearn.run import execute
 from unlearn.sweep.samplers import choose
 from unlearn.sweep.slots import DONE, ERROR, INTERRUPTIONS, SURPLUS, WORKER, current, identity, slot_of
 from unlearn.tracking.reader import read_run
-from unlearn.tracking.rundir import run_path
+from unlearn.tracking.rundir import CONFIG, STATUS, run_path
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback
@@ -194,8 +195,13 @@ class Objective:
 
 
 def _leftover(path: Path) -> bool:
-    """Whether a run stopped before anything says which one it was."""
-    return path.exists() and not (path / "config.yaml").is_file() and (path / "status").is_file()
+    """Whether a run was stopped before anything says which one it was; its empty folders are removed."""
+    if not path.is_dir() or (path / CONFIG).is_file():
+        return False
+    for part in ("checkpoints", "plots", "."):
+        with suppress(OSError):
+            (path / part).rmdir()
+    return (path / STATUS).is_file()
 
 
 def numbers(path: Path) -> dict[str, float]:
