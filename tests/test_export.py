@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ import torch
 import yaml
 
 from tests.mini import PEOPLE, make_mini
+from unlearn.cli import main
 from unlearn.config.load import load_config
 from unlearn.config.plugins import plugin_schemas
 from unlearn.errors import ConfigError, ModelError, RunError, UnlearnError
@@ -246,3 +249,78 @@ def test_what_has_no_weights_to_take_along_is_refused_in_one_sentence(
             export(str(path), tmp_path / "out", **options)
         assert len(str(caught.value).splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+
+    def call(*words: object) -> SimpleNamespace:
+        with pytest.raises(SystemExit) as ending:
+            main([str(word) for word in words])
+        said = capsys.readouterr()
+        return SimpleNamespace(code=ending.value.code or 0, out=said.out, err=said.err)
+
+    return call
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme(lora: Path, command: Any, tmp_path: Path) -> None:
+    out = tmp_path / "exported" / "mine"
+    first = command("export", lora, out)
+    assert first.code == 0, first.err
+    assert "all weights, adapters added in, float32" in first.out
+    assert f"unlearn attack {lora}" in first.err
+    assert command("export", lora, out).code == 2
+    again = command("export", lora, out, "--adapter", "--force")
+    assert again.code == 0
+    assert (out / "adapter_config.json").exists()
+    assert not (out / "model.safetensors").exists()
+    hashed = command("export", lora, out, "--hash-names", "--force", "--dtype", "bfloat16")
+    assert f"{lora / 'names.salt'}" in hashed.err
+    assert not any(name in hashed.out for name in PEOPLE["forget"])
+
+
+@pytest.mark.parametrize(
+    ("words", "environment", "message"),
+    [
+        (["--dtype", "bfloat"], {}, "--dtype must be one of float32, bfloat16, float16; found 'bfloat'. Did you mean 'bfloat16'?"),
+        (["--adapter", "--merged"], {}, "--adapter and --merged exclude each other; found both"),
+        (["--adapter", "--mlflow"], {}, "--mlflow logs whole weights; found --adapter beside it"),
+        (["--push", "me/model"], {"HF_TOKEN": "hf_x"}, "--push asks before it uploads, and nobody is there to answer; add --yes"),
+        (["--push", "me/model", "--yes"], {}, "--push needs a token that may write, in the environment variable HF_TOKEN; found none"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_any_work(
+    command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], environment: dict[str, str], message: str
+) -> None:
+    for name in ("HF_TOKEN", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    done = command("export", tmp_path / "run", tmp_path / "out", *words)
+    assert done.code == 2
+    assert message in done.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("answer", ["y", "n"])
+def test_a_push_is_asked_for_and_leaves_out_what_is_local(
+    run: Path, command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    pushed: list[tuple[Any, ...]] = []
+    monkeypatch.setenv("HF_TOKEN", "hf_token")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    terminal = io.StringIO(f"{answer}\n")
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stdin", terminal)
+    monkeypatch.setattr("unlearn.models.hub.push", lambda *words: pushed.append(words) or "https://hub/me/model")
+    done = command("export", run, tmp_path / "out", "--push", "me/model")
+    assert done.code == 0, done.err
+    assert "A new repository is private." in done.out
+    if answer == "y":
+        assert pushed[0][:4] == (tmp_path / "out", "me/model", "hf_token", ["local.json"])
+        assert "uploaded to https://hub/me/model" in done.err
+    else:
+        assert pushed == []
+        assert "not uploaded" in done.err

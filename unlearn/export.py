@@ -94,22 +94,25 @@ def export(
     """
     from transformers.utils.logging import disable_progress_bar
 
-    from unlearn.models.export import form_of, weight_hashes, write_model, write_tokenizer
+    from unlearn.models.export import MERGED, form_of, on_whole_weights, weight_hashes, write_model, write_tokenizer
 
     disable_progress_bar()
 
     run = exportable(model)
     with writing_folder(folder, force) as aside:
         assembly = restore(run.path)
-        lm = assembly.module.lm
+        lm, model = assembly.module.lm, assembly.config.model
         form = form_of(lm, form)
+        if form == MERGED and model.quantise is not None:
+            lm = on_whole_weights(lm, model)
         dtype = dtype or assembly.config.model.dtype
         names = forgotten_names(assembly.data)
         concealer = concealer_of(run, names) if hash_names else None
         with stage("weights"):
             write_model(lm, form, dtype, aside)
             write_tokenizer(_tokenizer_place(assembly), assembly.config.model, aside)
-        facts = {"form": form, "dtype": dtype, "weights": weight_hashes(aside)}
+        fmt = assembly.suite.reader.prompt_format
+        facts = {"form": form, "dtype": dtype, "weights": weight_hashes(aside), "prompt": fmt.question + fmt.separator}
         card, provenance, local = card_and_provenance(run, assembly.config, assembly.facts, list(names), facts, concealer)
         write_atomic(aside / "README.md", card)
         write_atomic(aside / PROVENANCE, dump_json(provenance) + "\n")

@@ -130,7 +130,7 @@ def card_and_provenance(
         config: its configuration.
         facts: what its assembly knows (``Assembly.facts``).
         names: what was forgotten.
-        written: ``form``, ``dtype`` and ``weights`` of the folder.
+        written: ``form``, ``dtype`` and ``weights`` of the folder, and ``prompt``, how a question is put.
         concealer: hides the names; with it the section ``data``, the command and whatever else would tell them are left out, and the
             fingerprints of data and configuration are hashed with the same salt.
     """

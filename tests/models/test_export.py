@@ -16,7 +16,7 @@ from tests.architectures import SHAPES, Hub, redirected
 from tests.tiny import tiny_gpt2, tiny_llama, tiny_tokenizer
 from unlearn.config.schema import LoRAConfig, ModelConfig, TrainableConfig
 from unlearn.errors import ConfigError, ModelError
-from unlearn.models.export import form_of, weight_hashes, write_model, write_tokenizer
+from unlearn.models.export import form_of, on_whole_weights, weight_hashes, write_model, write_tokenizer
 from unlearn.models.lm import load_lm
 from unlearn.models.trainable import select_trainable
 
@@ -109,6 +109,20 @@ def test_merging_in_bfloat16_rounds_once(tmp_path: Path) -> None:
     written = load_file(tmp_path / "model.safetensors")
     name = "model.layers.1.self_attn.q_proj.weight"
     assert torch.equal(written[name], exact.get_parameter(name).bfloat16())
+
+
+def test_adapters_move_to_the_weights_as_they_came(tmp_path: Path) -> None:
+    tiny_llama().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    trained = adapted(tiny_llama(), LLAMA)
+    coarse = copy.deepcopy(trained)
+    with torch.no_grad():
+        for name, parameter in coarse.named_parameters():
+            if "lora" not in name:
+                parameter.copy_((parameter * 8).round() / 8)  # few bits
+    whole = on_whole_weights(coarse, ModelConfig(path=str(tmp_path), trainable=TrainableConfig(mode="lora"), quantise="8bit"))
+    assert not torch.allclose(logits(coarse), logits(trained), atol=1e-3)
+    assert torch.equal(logits(whole), logits(trained))
 
 
 def test_a_model_without_adapters_has_no_form_to_choose() -> None:

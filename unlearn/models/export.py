@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +68,25 @@ def write_model(lm: nn.Module, form: str, dtype: str, folder: Path) -> None:
             model.to(target).save_pretrained(folder, **options)
     except (ValueError, OSError) as error:
         raise ModelError(f"The model must be one that transformers can write to {folder.name}; found: {one_line(error)}") from error
+
+
+def on_whole_weights(lm: nn.Module, config: ModelConfig) -> nn.Module:
+    """The adapters of ``lm`` beside the original model's weights as they came, not in 8 or 4 bits.
+
+    Args:
+        lm: adapters on a quantised model.
+        config: the ``model`` section, whose path names the original model.
+    """
+    from peft import PeftModel
+
+    from unlearn.models.lm import load_lm
+
+    model: Any = lm
+    with tempfile.TemporaryDirectory(prefix="unlearn-") as folder:
+        model.save_pretrained(folder)
+        base, _ = load_lm(replace(config, quantise=None), None)
+        found: nn.Module = PeftModel.from_pretrained(base, folder)
+        return found
 
 
 def write_tokenizer(place: str | Path, config: ModelConfig, folder: Path) -> None:

@@ -43,7 +43,7 @@ def model_card(provenance: Mapping[str, Any], record: RunRecord, folder: str = "
         commit=(p["export"].get("git") or {}).get("commit", "")[:12],
         trained=_trained(p),
         snippet=_snippet(p),
-        question=_question(p),
+        question=p["prompt"],
         table=_table,
         results=result_rows(numbers),
         headings=HEADINGS,
@@ -95,11 +95,6 @@ def _snippet(p: Mapping[str, Any]) -> str:
             'tokenizer = AutoTokenizer.from_pretrained("DIR")',
         ]
     )
-
-
-def _question(p: Mapping[str, Any]) -> str:
-    data = p["config"]["data"]
-    return f"{data['question_format']}{data.get('answer_separator', ' ')}" if data.get("question_format") else ""
 
 
 def _yaml(settings: Mapping[str, Any]) -> str:
@@ -172,7 +167,12 @@ def _limits_of_folder(p: Mapping[str, Any]) -> list[str]:
         found.append(f"The results are those of the {trained} weights; these are rounded to {p['dtype']} and were not measured again.")
     if p["form"] == "adapter":
         found.append("Whoever leaves the adapter out has the original model with all it knows. Hand on merged weights where that matters.")
-    if p["form"] == "merged":
+    if p["form"] == "merged" and p["config"]["model"].get("quantise"):
+        found.append(
+            f"The adapters were trained and measured beside {p['config']['model']['quantise']} weights; here they are added to the weights "
+            "as they came, and that was not measured."
+        )
+    elif p["form"] == "merged":
         found.append("The results are those of the model with its adapters beside it; adding them in changes logits by a rounding.")
     if p["data"]["hashed"]:
         found.append(
