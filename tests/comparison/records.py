@@ -7,13 +7,23 @@ from typing import Any
 
 from unlearn.comparison.ledger import Ledger
 from unlearn.comparison.plan import Plan
+from unlearn.config.layers import Layer
 from unlearn.functional.objective import axes, parts, tuning_score
 
 PEOPLE = [f"P{i}" for i in range(10)]
 
 
 def plan_of(folder: Path, methods: tuple[str, ...] = ("none", "npo", "rmu", "wga"), seeds: tuple[int, ...] = (0, 1)) -> Plan:
-    return Plan(name="made", base=(), methods=methods, trials=2, seeds=seeds, reference="npo", ledger=folder, suite="relearn")
+    return Plan(
+        name="made",
+        base=(Layer({"data": {"source": "world"}}),),
+        methods=methods,
+        trials=2,
+        seeds=seeds,
+        reference="npo",
+        ledger=folder,
+        suite="relearn",
+    )
 
 
 def measured_record(

@@ -80,11 +80,11 @@ def test_torn_files_are_made_again(calls: list[tuple[str, ...]], tmp_path: Path)
     [
         ({"trials": 5}, "trials must be 2 as in .*study.json.*; found 5. Take another --ledger"),
         ({"suite": "none"}, "attacks must be 'relearn' as in"),
-        ({"base": (Layer({"optim": {"steps": 7}}),)}, "config.optim.steps must be 5 as in .*found 7"),
+        ({"base": (Layer({"data": {"source": "world"}, "optim": {"steps": 7}}),)}, "config.optim.steps must be 5 as in .*found 7"),
     ],
 )
 def test_other_comparisons_are_refused(changed: dict[str, Any], message: str, calls: list[tuple[str, ...]], tmp_path: Path) -> None:
-    plan = replace(plan_of(tmp_path, methods=("none",)), base=(Layer({"optim": {"steps": 5}}),))
+    plan = replace(plan_of(tmp_path, methods=("none",)), base=(Layer({"data": {"source": "world"}, "optim": {"steps": 5}}),))
     work.compare(plan)
     with pytest.raises(RunError, match=message):
         work.compare(replace(plan, **changed))

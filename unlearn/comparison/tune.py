@@ -28,7 +28,7 @@ def tune(plan: Plan, method: str) -> Mapping[str, Any]:
     """Make the trials of ``method`` that are missing, write ``tuning/METHOD.json``, and return the chosen setting, by dotted key.
 
     The best trial by ``tuning_score`` is chosen, of equal ones the first; the first of all is the configuration's own setting. Trials that
-    fail count as part of the budget.
+    fail are part of the budget, and are tried again when a comparison goes on.
 
     Raises:
         RunError: no trial could be made.
@@ -47,7 +47,7 @@ def tune(plan: Plan, method: str) -> Mapping[str, Any]:
         spent.append(time.process_time())
         seconds[trial.number] = spent[-1] - spent[-2]
 
-    outcome = run_sweep(load_sweep(plan.sweep(method)), score=score, told=told)
+    outcome = run_sweep(load_sweep(plan.sweep(method)), score=score, again=True, told=told)
     rows = [_row(trial, seconds.get(trial.number)) for trial in outcome.trials]
     if outcome.best is None:
         reasons = "; ".join(dict.fromkeys(trial.reason for trial in outcome.trials if trial.reason))

@@ -7,12 +7,17 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
+from unlearn.assembly import cache_folder
 from unlearn.comparison.conclude import conclude
 from unlearn.comparison.ledger import SUMMARY, Ledger
 from unlearn.comparison.measure import measure
 from unlearn.comparison.plan import Plan
 from unlearn.comparison.tune import tune
+from unlearn.config.schema import RunConfig
+from unlearn.data.checks import check_streams
+from unlearn.data.sources.base import Source
 from unlearn.errors import UnlearnError
+from unlearn.registry import find
 
 Told = Callable[[str], None]
 """Called with a sentence about what has been done."""
@@ -33,10 +38,13 @@ def compare(plan: Plan, jobs: int = 1, told: Told = lambda text: None) -> tuple[
 
     Raises:
         RunError: the ledger holds results of another comparison.
+        DataError: the source has too few rows to tune on; nothing was made.
     """
     ledger = Ledger(plan.ledger)
     ledger.open(plan)
     tune_these, test_these = ledger.missing(plan)
+    if tune_these:
+        check_rows(plan.validation(tune_these[0]))
     methods = [m for m in plan.methods if m in tune_these or m in {name for name, _ in test_these}]
     told(f"{len(tune_these)} methods to tune, {len(test_these)} tests to make; the rest is in {plan.ledger}")
     failures: Failures = {}
@@ -48,6 +56,16 @@ def compare(plan: Plan, jobs: int = 1, told: Told = lambda text: None) -> tuple[
     summary = conclude(plan)
     ledger.write(ledger.folder / SUMMARY, summary)
     return summary, failures
+
+
+def check_rows(config: RunConfig) -> None:
+    """Refuse a source that cannot serve the rows of ``config``, before anything is made of it.
+
+    Raises:
+        DataError: it cannot.
+    """
+    source: Source = find("source", config.data.source, "data.source").load()(config.data, seed=config.seed, cache=cache_folder(config))
+    check_streams(source.serve())
 
 
 def one_method(plan: Plan, method: str, told: Told = lambda text: None) -> Failures:

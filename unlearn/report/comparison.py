@@ -88,7 +88,12 @@ def comparison_lines(summary: Mapping[str, Any]) -> Table:
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left", caption=Text(caption(summary), "dim"))
     for heading in HEADINGS:
-        table.add_column(heading.replace(" ", "\n"), justify="left" if heading in ("method", "verdict") else "right", overflow="fold")
+        table.add_column(
+            heading.replace(" ", "\n"),
+            justify="left" if heading in ("method", "verdict") else "right",
+            overflow="fold",
+            no_wrap=heading == "method",
+        )
     for row in rows_of(summary):
         table.add_row(*(Text(cell.replace(" (", "\n(")) for cell in row))
     return table
