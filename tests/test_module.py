@@ -10,7 +10,7 @@ import torch
 
 from tests.toys import Toy, toy
 from unlearn.callbacks.guard import GracefulStop, NonFiniteGuard
-from unlearn.config.schema import MethodConfig, OptimConfig, TrainerConfig
+from unlearn.config.schema import MethodConfig, ModelConfig, OptimConfig, TrainableConfig, TrainerConfig
 from unlearn.errors import RunError
 from unlearn.launch import make_trainer, trainer_settings
 from unlearn.methods.base import Method, MethodContext
@@ -35,10 +35,12 @@ class Rows(pl.loggers.logger.Logger):
         self.rows.append((step, dict(metrics)))
 
 
-def module_of(made: Toy, name: str = "sae_guided", **optim: object) -> UnlearningModule:
-    lm, method = made.ready(name)
+def module_of(
+    made: Toy, name: str = "sae_guided", model: ModelConfig | None = None, optimiser: str = "adamw", **optim: object
+) -> UnlearningModule:
+    lm, method = made.ready(name, model=model)
     made.datamodule.active_streams = method.streams_of(method.config)
-    return UnlearningModule(lm, method, OptimConfig(**{"steps": 5, "lr": 1e-3, **optim}))
+    return UnlearningModule(lm, method, OptimConfig(**{"name": optimiser, "steps": 5, "lr": 1e-3, **optim}))
 
 
 def trainer(callbacks: list[pl.Callback], loggers: list[object] | None = None, **optim: object) -> pl.Trainer:
@@ -149,18 +151,32 @@ RESUMED = [
 
 @pytest.mark.parametrize("method", RESUMED)
 def test_interrupted_and_resumed_training_gives_the_same_weights(tmp_path: Path, method: str) -> None:
+    check_resume(tmp_path, method)
+
+
+@pytest.mark.slow
+def test_so_it_does_with_optimiser_states_in_8_bits(tmp_path: Path) -> None:
+    """Those of the embeddings: smaller tensors than 4,096 numbers keep 32 bits."""
+    check_resume(tmp_path, "gradient_ascent", ModelConfig(trainable=TrainableConfig(embeddings=True)), "adamw_8bit")
+    (state,) = torch.load(tmp_path / "last.ckpt", weights_only=True)["optimizer_states"]
+    moments = [entry.get("__bnb_optimizer_quant_state__", entry)["state1"] for entry in state["state"].values()]
+    kept = {moment.dtype for moment in moments}
+    assert kept == {torch.uint8, torch.float32}
+
+
+def check_resume(tmp_path: Path, method: str, model: ModelConfig | None = None, optimiser: str = "adamw") -> None:
     made = toy(tmp_path / "a")
-    whole = module_of(made, method)
+    whole = module_of(made, method, model, optimiser)
     trainer([]).fit(whole, datamodule=made.datamodule)
 
     cut = toy(tmp_path / "b")
     stop = GracefulStop(tmp_path)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        trainer([StopAt(stop, 2), stop]).fit(module_of(cut, method), datamodule=cut.datamodule)
+        trainer([StopAt(stop, 2), stop]).fit(module_of(cut, method, model, optimiser), datamodule=cut.datamodule)
     assert (tmp_path / "last.ckpt").exists()
 
     again = toy(tmp_path / "c")
-    resumed = module_of(again, method)
+    resumed = module_of(again, method, model, optimiser)
     trainer([]).fit(resumed, datamodule=again.datamodule, ckpt_path=tmp_path / "last.ckpt", weights_only=True)
     assert all(torch.equal(a, b) for a, b in zip(weights(whole), weights(resumed), strict=True))
 

@@ -11,11 +11,12 @@ from torch import nn
 
 from tests.tiny import tiny_batch, tiny_gemma2, tiny_gpt2, tiny_llama, tiny_tokenizer
 from unlearn.config.schema import LoRAConfig, ModelConfig, OptimConfig, TrainableConfig
-from unlearn.errors import ConfigError
+from unlearn.errors import ConfigError, ModelError
 from unlearn.models import bits
 from unlearn.models.bits import check_bits, make_optimiser, weights_name
 from unlearn.models.capture import capture
 from unlearn.models.decoder import adapters_off, blocks_of, output_head
+from unlearn.models.export import ADAPTER, MERGED, form_of, write_model
 from unlearn.models.forward import forward
 from unlearn.models.lm import load_lm
 from unlearn.models.trainable import select_trainable
@@ -58,6 +59,27 @@ def test_the_blocks_are_in_few_bits_and_compute_nearly_the_same(
     with torch.no_grad():
         there, here = capture(whole, batch, 2), capture(small, batch, 2)
     assert 0 < float((here - there).norm() / there.norm()) < error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quantise", ["8bit", "nf4"])
+def test_a_quantised_run_exports_its_adapter(tmp_path: Path, quantise: str) -> None:
+    lm = loaded(tmp_path / "lm", "llama", quantise)
+    lm, _ = select_trainable(lm, ModelConfig(quantise=quantise, trainable=LORA), None)
+    assert form_of(lm, None) == form_of(lm, ADAPTER) == ADAPTER
+    with pytest.raises(ConfigError, match="--merged needs weights in full precision; found a run with model.quantise"):
+        form_of(lm, MERGED)
+    (tmp_path / "out").mkdir()
+    write_model(lm, ADAPTER, "float32", tmp_path / "out")
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_widths_that_the_cpu_cannot_multiply(tmp_path: Path) -> None:
+    tiny_llama(d_model=32).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"needs layers of widths that are multiples of 64 on the CPU; found \(32, 32\) in model.layers.0"):
+        load_lm(ModelConfig(path=str(tmp_path), quantise="nf4"), None)
 
 
 @pytest.mark.slow

@@ -118,13 +118,14 @@ class Pieces:
     @cached_property
     def reader(self) -> Reader | None:
         """What makes tokens of the rows; None where there is no tokenizer yet."""
+        from unlearn.data.chat import chat_format
         from unlearn.data.reader import Reader
 
         if self.tokenizer is None:
             return None
         return Reader(
             tokenizer=self.tokenizer,
-            prompt_format=self.source.prompt_format,
+            prompt_format=chat_format(self.source.prompt_format, self.tokenizer, self.run.model.chat),
             refusals=self.data.refusals,
             max_length=self.run.data.max_length,
             batch_size=self.run.evaluation.batch_size,

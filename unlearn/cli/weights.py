@@ -29,6 +29,7 @@ def hook_point(pieces: Pieces) -> Iterator[Finding]:
         return
     from transformers.utils.logging import disable_progress_bar
 
+    from unlearn.data.chat import chat_format
     from unlearn.data.module import UnlearningDataModule
     from unlearn.data.tokenize import batches
     from unlearn.launch import frozen_device, trainer_settings
@@ -38,10 +39,10 @@ def hook_point(pieces: Pieces) -> Iterator[Finding]:
 
     disable_progress_bar()
     device = frozen_device(trainer_settings(run.trainer))
-    lm, tokenizer = load_lm(run.model, None if pieces.assets is None else pieces.assets.model)
-    lm.to(device)
+    lm, tokenizer = load_lm(run.model, None if pieces.assets is None else pieces.assets.model, device)
     sae = pieces.sae.to(device)
-    module = UnlearningDataModule(pieces.data, tokenizer, pieces.source.prompt_format, run.data, steps=0, seed=run.seed)
+    prompts = chat_format(pieces.source.prompt_format, tokenizer, run.model.chat)
+    module = UnlearningDataModule(pieces.data, tokenizer, prompts, run.data, steps=0, seed=run.seed)
     rows = module.streams["known"][:ROWS] + module.generic[:ROWS]
     sample = [TokenBatch(*(t.to(device) for t in b)) for _, b in batches(rows, run.evaluation.batch_size, module.pad_id)]
     with _warnings() as warned:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from unlearn.config.schema import ModelConfig, OptimConfig
-from unlearn.errors import ConfigError
+from unlearn.errors import ConfigError, ModelError
 
 OPTIMISERS: Mapping[str, str] = {"adamw_8bit": "AdamW8bit", "paged_adamw": "PagedAdamW32bit", "paged_adamw_8bit": "PagedAdamW8bit"}
 """Classes of ``bitsandbytes.optim``, by ``optim.name`` (Dettmers et al., 2110.02861; paged: QLoRA, 2305.14314 section 3)."""
@@ -84,6 +84,20 @@ def quantised(config: ModelConfig, device: torch.device | str) -> dict[str, Any]
             bnb_4bit_compute_dtype=getattr(torch, config.dtype),
         )
     return {"quantization_config": how, "device_map": {"": torch.device(device)}}
+
+
+def check_widths(lm: torch.nn.Module) -> None:
+    """Refuse 4-bit layers of widths that bitsandbytes cannot multiply on the CPU.
+
+    Raises:
+        ModelError: a layer's input is not a multiple of 64, or its output not one of 32.
+    """
+    for name, module in lm.named_modules():
+        packed = getattr(getattr(module, "weight", None), "quant_state", None)
+        if packed is not None and module.weight.device.type == "cpu" and (packed.shape[0] % 32 or packed.shape[1] % 64):
+            raise ModelError(
+                f"model.quantise 'nf4' needs layers of widths that are multiples of 64 on the CPU; found {tuple(packed.shape)} in {name}."
+            )
 
 
 def make_optimiser(config: OptimConfig, parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:

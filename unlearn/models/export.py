@@ -25,15 +25,18 @@ DTYPES: tuple[str, ...] = ("float32", "bfloat16", "float16")
 
 
 def form_of(lm: nn.Module, wanted: str | None) -> str:
-    """``whole``, ``adapter`` or ``merged``: what was asked for, else every weight.
+    """``whole``, ``adapter`` or ``merged``: what was asked for, else every weight; the adapters of a model whose weights are in few bits.
 
     Raises:
-        ConfigError: ``adapter`` or ``merged`` is asked for and the model has no adapters.
+        ConfigError: ``adapter`` or ``merged`` is asked for and the model has no adapters, or ``merged`` and the weights are in few bits.
     """
     adapted = base_of(lm) is not lm
     if wanted is not None and not adapted:
         raise ConfigError(f"--{wanted} needs a run with model.trainable.mode lora; found one without adapters. Leave the option out.")
-    return (wanted or MERGED) if adapted else WHOLE
+    few_bits = getattr(base_of(lm), "quantization_method", None) is not None
+    if few_bits and wanted == MERGED:
+        raise ConfigError("--merged needs weights in full precision; found a run with model.quantise. Export its adapter, which fits both.")
+    return (wanted or (ADAPTER if few_bits else MERGED)) if adapted else WHOLE
 
 
 @torch.no_grad()

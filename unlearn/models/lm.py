@@ -10,7 +10,7 @@ import torch
 
 from unlearn.config.schema import ModelConfig
 from unlearn.errors import ModelError
-from unlearn.models.bits import quantised
+from unlearn.models.bits import check_widths, quantised
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -118,6 +118,7 @@ def load_lm(
     tokenizer_place = place if config.tokenizer is None else locate(config.tokenizer, "model.tokenizer")
     tokenizer = _load_tokenizer(tokenizer_place, config)
     lm = _load_model(place, config, device)
+    check_widths(lm)
     rows = lm.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise ModelError(f"The tokenizer must have at most as many entries as the model has embeddings ({rows}); found {len(tokenizer)}.")
