@@ -101,10 +101,10 @@ def export(
     run = exportable(model)
     with writing_folder(folder, force) as aside:
         assembly = restore(run.path)
-        lm, model = assembly.module.lm, assembly.config.model
+        lm, own = assembly.module.lm, assembly.config.model
         form = form_of(lm, form)
-        if form == MERGED and model.quantise is not None:
-            lm = on_whole_weights(lm, model)
+        if form == MERGED and own.quantise is not None:
+            lm = on_whole_weights(lm, own)
         dtype = dtype or assembly.config.model.dtype
         names = forgotten_names(assembly.data)
         concealer = concealer_of(run, names) if hash_names else None

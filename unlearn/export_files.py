@@ -16,7 +16,7 @@ from unlearn.errors import RunError
 from unlearn.functional.conceal import Concealer
 from unlearn.functional.judgement import judge
 from unlearn.registry import entries
-from unlearn.report.card import model_card
+from unlearn.report.card import BROUGHT, model_card
 from unlearn.tracking.files import read_json, write_atomic
 from unlearn.tracking.manifest import command, git_state, versions
 from unlearn.tracking.reader import read_run
@@ -111,7 +111,7 @@ def _base(config: RunConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The original model: name (a hub id, the name of a folder, or of the source that brings it along) and fingerprint."""
     path = config.model.path
     hub = path is not None and not Path(path).expanduser().is_dir()
-    name = f"the model of source {config.data.source}" if path is None else path if hub else Path(path).name
+    name = f"{BROUGHT}{config.data.source}" if path is None else path if hub else Path(path).name
     return {"name": name, "hub": hub, "revision": config.model.revision, "fingerprint": facts["model_fingerprint"]}
 
 

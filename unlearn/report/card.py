@@ -13,6 +13,8 @@ from unlearn.report.words import verdict
 from unlearn.tracking.reader import RunRecord
 
 HERE = Path(__file__).parent
+BROUGHT = "the model of source "
+"""How the name of an original model begins that its data source brings along."""
 SHOWN = ("unlearn", "torch", "transformers", "peft", "sae-lens")
 """Packages whose versions stand in the card; provenance.json has all."""
 
@@ -37,7 +39,7 @@ def model_card(provenance: Mapping[str, Any], record: RunRecord, folder: str = "
         name=plain(p["name"]),
         front=_front(p),
         sentence=verdict(record, "").sentence,
-        base=f"`{p['base']['name']}`",
+        base=p["base"]["name"] if p["base"]["name"].startswith(BROUGHT) else f"`{p['base']['name']}`",
         form=p["form"],
         forgotten=[plain(name) for name in p["data"]["forgotten"]],
         commit=(p["export"].get("git") or {}).get("commit", "")[:12],
