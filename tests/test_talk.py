@@ -28,6 +28,7 @@ from unlearn.export import export
 from unlearn.restore import restore
 from unlearn.run import execute
 from unlearn.talk import Conversation, open_conversation
+from unlearn.tracking.files import read_json
 
 ROOT = Path(__file__).parents[1]
 ANN, CARLA = PEOPLE["forget"][0], PEOPLE["retain"][0]
@@ -118,6 +119,7 @@ def test_an_exported_folder_says_what_its_run_says(run: Path, talk: Conversation
     export(str(run), tmp_path / "out")
     again = open_conversation(str(tmp_path / "out"))
     assert again.silent == again.alone == ""
+    assert again.auc == talk.auc == read_json(run / "results.json")["latent/probe_auc"]
     for one, other in zip(asked(talk), asked(again), strict=True):
         assert one.question == other.question
         for a, b in ((one.before, other.before), (one.after, other.after)):

@@ -37,6 +37,7 @@ class FromExport:
     models: Models
     subject: Subject
     method: str
+    probe_auc: float | None
     rows_trouble: str | None
     base_trouble: str | None
 
@@ -73,8 +74,10 @@ def load_exported(folder: Path, base: str | None = None) -> FromExport:
             trouble = str(error)
     where = base or config.model.path or (str(assets.model) if assets else None)
     subject = Subject(name=str(folder), base=where if original is not None else None)
-    method = str(provenance["method"]["name"])
-    return FromExport(config=config, models=models, subject=subject, method=method, rows_trouble=trouble, base_trouble=base_trouble)
+    return FromExport(
+        config=config, models=models, subject=subject, method=str(provenance["method"]["name"]),
+        probe_auc=provenance["results"].get("latent/probe_auc"), rows_trouble=trouble, base_trouble=base_trouble,
+    )  # fmt: skip
 
 
 def _config(provenance: Mapping[str, Any], told: Mapping[str, Any] | None) -> tuple[RunConfig, str | None]:

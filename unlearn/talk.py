@@ -29,6 +29,7 @@ from unlearn.measuring import reader_of, recognition_of
 from unlearn.registry import find
 from unlearn.subject import Models, Subject, find_subject, load_models
 from unlearn.tracking.exported import PROVENANCE
+from unlearn.tracking.files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,7 +70,7 @@ class Reply:
 @dataclass(kw_only=True)
 class Conversation:
     """Two models that can be asked; ``silent`` says why there is no verdict on entities, ``alone`` why no original model stands beside it;
-    empty where there is one."""
+    empty where there is one. ``auc`` is that of the probe on names it was not fitted on, where it was measured."""
 
     after: PreTrainedModel
     before: PreTrainedModel | None
@@ -80,6 +81,7 @@ class Conversation:
     silent: str = ""
     alone: str = ""
     method: str = ""
+    auc: float | None = None
 
     def read(self, typed: str) -> Question:
         """The question in what was typed."""
@@ -161,7 +163,9 @@ def _of_subject(subject: Subject, sources: Sequence[Origin], overrides: Sequence
     if subject.run is not None:
         config = load_config(subject.run.config_path, schemas=plugin_schemas())
         models = load_models(subject, config)
-        return _with_data(config, models, {}, method=config.method.name)
+        made = _with_data(config, models, {}, method=config.method.name)
+        made.auc = read_json(subject.run.results_path).get("latent/probe_auc")
+        return made
     if sources or overrides:
         configs = benchmark_configs(Path("chat"), (), sources, overrides, model=subject.name)
         if len(configs) != 1:
@@ -224,4 +228,5 @@ def _of_export(folder: Path, base: str | None) -> Conversation:
             found.rows_trouble = str(error)
     made = made or _without_data(found.config, found.models, found.rows_trouble or NO_SAE, found.method)
     made.alone = found.base_trouble or ""
+    made.auc = found.probe_auc
     return made

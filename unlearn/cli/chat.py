@@ -142,6 +142,8 @@ def _caveats(talk: Conversation) -> None:
         note(f"only the model itself answers: {talk.alone}")
     elif talk.before is None:
         note("only the model itself answers; --base names the one that it was made from")
+    if talk.meter is not None and talk.auc is not None:
+        note(f"verdicts: a probe of the original model; AUC {talk.auc:.2f} on names it was not fitted on, so it errs now and then")
     if talk.silent:
         note(f"no verdict on known and unknown: {talk.silent}")
 
