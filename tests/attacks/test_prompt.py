@@ -267,3 +267,20 @@ def test_a_form_that_does_not_exist_is_refused(taught):
 def test_bad_values_are_refused_by_name(field, value):
     with pytest.raises(ConfigError, match=f"^attack.prompt.{field} must be"):
         PromptConfig(**{field: value})
+
+
+TURNS = PromptFormat(question="<bos><user>{question}<end><model>", separator="", end="<end>", append_eos=False)
+
+
+def in_turns(data, wording):
+    return [prompt.text for prompt in Phrasing(data, target_facts(data), TURNS, PromptConfig(), seed=0).prompts(wording, 0)]
+
+
+def test_in_a_chat_template_everything_before_the_question_is_said_in_the_users_turn(data):
+    asked = target_facts(data).test[0].prompt
+    assert in_turns(data, "[[Well? {question}]]Sure,") == [f"<bos><user>Well? {asked}<end><model>Sure, "]
+    (text,) = in_turns(data, "Some answers.\n\n{examples}\n\n[[{question}]]")
+    assert text.startswith("<bos><user>Some answers.\n\nQuestion: ")
+    assert text.endswith(f"\n\n{asked}<end><model> ") or text.endswith(f"\n\n{asked}<end><model>")
+    assert text.count("<bos>") == text.count("<user>") == text.count("<model>") == 1
+    assert "\nAnswer: " in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +131,12 @@ def test_what_is_said_about_memory(model: str) -> None:
         found = re.search(pattern, text)
         assert found, pattern
         assert float(found[1]) == pytest.approx(size / 1e9, rel=0.03, abs=0.006), pattern
+
+
+def test_the_readmes_commands_load() -> None:
+    text = (CONFIGS.parent / "README.md").read_text(encoding="utf-8")
+    commands = [shlex.split(line) for line in re.findall(r"^unlearn run (configs/models/.*)$", text, re.MULTILINE)]
+    assert commands
+    for words in commands:
+        files = [CONFIGS.parent / word for word in words if word.endswith(".yaml")]
+        assert load_config(files, [word for word in words if "=" in word]).out.startswith("runs/")
