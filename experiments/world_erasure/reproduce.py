@@ -28,7 +28,7 @@ TUNED = (0, 0)
 FRESH = tuple((seed, forget_set) for forget_set in (0, 1, 2) for seed in (1, 2, 3))
 MAIN = ("sae_erase", "gold")
 BESIDE = ("none", "grad_diff", "tar", "sae_distribution")
-ABLATIONS = ("no_sae", "no_output", "no_hidden", "no_share", "no_meta", "cap", "no_patch", "no_noise", "no_replay", "no_virtual")
+ABLATIONS = ("no_sae", "no_output", "no_hidden", "no_share", "no_meta", "cap", "no_patch", "no_noise", "no_replay", "no_virtual", "every2")
 FEW = "relearn,relearn_lora,patch,steer,quantise"
 """Attacks on what is not in the main comparison."""
 

@@ -47,7 +47,7 @@ class AdversaryConfig(MethodConfig):
     """learning rates of AdamW, each in (0, 1); every adversary draws one"""
     adversary_steps: int = 2
     """steps of the adversary in each step of the model, >= 1"""
-    adversary_rows: int = 24
+    adversary_rows: int = 20
     """most rows of a step of the adversary, and most of those that it is asked, >= 1"""
     taught_share: float = 0.4
     """of each target's facts that an adversary is taught, in (0, 1); the others are asked for"""

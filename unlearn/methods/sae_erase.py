@@ -82,7 +82,7 @@ class SAEEraseConfig(SAEGuidedConfig, AdversaryConfig):
     """weight of the distance between the true values' shares and those that they have for unknown names, >= 0"""
     meta_weight: float = 4.0
     """weight of what the adversary gets out, >= 0"""
-    meta_every: int = 2
+    meta_every: int = 1
     """the adversary trains and is asked in one of so many steps, >= 1"""
     meta_loss: str = "match"
     """match (shares at the adversary's weights are those of unknown names there, from both sides) or cap (they are at most even)"""
@@ -108,7 +108,7 @@ class SAEEraseConfig(SAEGuidedConfig, AdversaryConfig):
     """weight of virtual known entities, beside retain_kl and retain_hidden, >= 0"""
     virtual_rows: int = 8
     """virtual known entities in a step, >= 1"""
-    adversary_life: list[int] = field(default_factory=lambda: [5, 25])
+    adversary_life: list[int] = field(default_factory=lambda: [8, 50])
     """times that an adversary trains before another begins: the least and the most, >= 1"""
 
     def __post_init__(self) -> None:
