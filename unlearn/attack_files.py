@@ -75,7 +75,7 @@ def track(run: RunDirectory, config: RunConfig, names: Sequence[str]) -> None:
     tracker = make_mlflow_logger(config.tracking, config.name, {}, run_id=str(kept_id))
     if tracker is None or not numbers:
         return
-    tracker.log_metrics(numbers, step=config.optim.steps + rounds)
+    tracker.log_metrics(numbers, step=config.optim.steps + rounds if rounds else 0)  # MLflow draws what is at step 0 only as bars
     tracker.log_artifacts(sorted(path for name in names for path in run.plots.glob(f"attack_{name}.*")), "plots")
     tracker.finalize("success")
     update_manifest(run, {"attack_rounds": rounds + 1})

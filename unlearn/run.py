@@ -187,7 +187,7 @@ def _import() -> None:
 def _tracker(assembly: Assembly, added: Mapping[str, str]) -> Logger | None:
     """Write the manifest and start (or continue) the MLflow run."""
     from unlearn.tracking.mlflow import make_mlflow_logger
-    from unlearn.tracking.study import PARENT, join_study, naming
+    from unlearn.tracking.study import PARENT, join_study, naming, short_name
 
     config, run = assembly.config, assembly.run
     if not is_rank_zero():
@@ -195,7 +195,7 @@ def _tracker(assembly: Assembly, added: Mapping[str, str]) -> Logger | None:
     kept = read_json(run.manifest_path).get("mlflow_run_id")
     manifest = write_manifest(run, config, {**assembly.facts, "processes": place().facts()})
     tags = {**naming(config, manifest), **added}
-    tracker = make_mlflow_logger(config.tracking, config.name, flatten(config), tags, run_id=kept)
+    tracker = make_mlflow_logger(config.tracking, short_name(config.name), flatten(config), tags, run_id=kept)
     if tracker is not None and getattr(tracker, "run_id", None):
         update_manifest(run, {"mlflow_run_id": tracker.run_id})
     if tracker is not None:
@@ -257,8 +257,10 @@ def _close(assembly: Assembly, tracker: Logger | None) -> None:
     run = assembly.run
     if tracker is not None and is_rank_zero():
         step, numbers = assembly.config.optim.steps, {k: v for k, v in read_json(run.results_path).items() if isinstance(v, int | float)}
-        there = dict(logged(run)).get(step, {})
-        tracker.log_metrics({k: v for k, v in numbers.items() if k not in there}, step=step)
+        followed = dict(logged(run))
+        there, keys = followed.get(step, {}), {key for metrics in followed.values() for key in metrics}
+        tracker.log_metrics({k: v for k, v in numbers.items() if k in keys and k not in there}, step=step)
+        tracker.log_metrics({k: v for k, v in numbers.items() if k not in keys}, step=0)  # which MLflow draws as bars
         changed = {k: v for k, v in numbers.items() if k in there and not math.isclose(v, float(there[k]), rel_tol=1e-4, abs_tol=1e-6)}
         if changed:  # by the edits that follow the last step
             tracker.log_metrics(changed, step=step + 1)

@@ -30,6 +30,15 @@ def study_name(run_name: str) -> str:
     return study if slash else ""
 
 
+def short_name(run_name: str) -> str:
+    """A run's name below its study.
+
+    >>> short_name("quickstart/npo/seed0"), short_name("alone")
+    ('npo/seed0', 'alone')
+    """
+    return run_name.removeprefix(f"{study_name(run_name)}/")
+
+
 def naming(config: RunConfig, manifest: Mapping[str, Any]) -> dict[str, str]:
     """Tags by which runs are found, grouped and traced in MLflow's pages; ``manifest`` is the run's."""
     commit = str((manifest["git"] or {}).get("commit", ""))
