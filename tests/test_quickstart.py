@@ -84,3 +84,17 @@ def test_every_run_finished_and_the_report_holds_them_all(study: Path, results: 
         assert name in page
     assert "http-equiv" in page
     assert "<script" not in page
+
+
+def test_mlflow_has_the_study_with_its_runs_and_its_report(study: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{study.parent}/mlflow.db")
+    found = {run.info.run_name: run for run in client.search_runs([client.get_experiment_by_name("unlearn").experiment_id])}
+    assert set(found) == {"quickstart", *RUNS}
+    parent = found["quickstart"].info.run_id
+    assert {found[name].data.tags["mlflow.parentRunId"] for name in RUNS} == {parent}
+    assert {found[name].data.tags["study"] for name in found} == {"quickstart"}
+    assert {"report.html", "figures"} <= {item.path for item in client.list_artifacts(parent)}
+    assert "figures/front.png" in {item.path for item in client.list_artifacts(parent, "figures")}
+    assert all("forget/accuracy" in found[name].data.metrics for name in RUNS)
