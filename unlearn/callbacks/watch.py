@@ -39,6 +39,7 @@ class Watch(Callback):
         self.suite, self.key, self.every, self.told = suite, key, every, told
         sets = {f"{scope}/accuracy{suffix}": name for name, (scope, suffix) in SET_NAMES.items()}
         self.rows: list[Row] = []
+        self.reason = ""
         if key in sets:
             found = suite.data.evaluation.get(sets[key], ())
             if not found:
@@ -47,19 +48,31 @@ class Watch(Callback):
             self.rows = [found[i * len(found) // count] for i in range(count)]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Measure and tell when it is due.
-
-        Raises:
-            Stopped: the run is to end.
-        """
+        """Measure and tell when it is due; Lightning logs the numbers of this step after it."""
         if not due(trainer, self.every):
             return
         if self.rows:
             log_metrics(trainer, {f"{self.key}{QUICK}": self._accuracy(pl_module.whole())})
         latest = next(logger.latest for logger in trainer.loggers if isinstance(logger, RunDirLogger))
-        reason = self.told(trainer.global_step, float(latest[f"{self.key}{QUICK}" if self.rows else self.key]))
-        if reason:
-            raise Stopped(reason)
+        self.reason = self.told(trainer.global_step, float(latest[f"{self.key}{QUICK}" if self.rows else self.key]))
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """End the run, where that was asked for.
+
+        Raises:
+            Stopped: it was.
+        """
+        if self.reason:
+            raise Stopped(self.reason)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End it before the final model is measured, where that was asked for at the last step.
+
+        Raises:
+            Stopped: it was.
+        """
+        if self.reason:
+            raise Stopped(self.reason)
 
     def _accuracy(self, lm: PreTrainedModel) -> float:
         """Share of the rows that are answered rightly."""
