@@ -178,6 +178,7 @@ def test_two_workers_build_the_world_once(tmp_path: Path) -> None:
         "data": {**world, "batch": {"forget": 4, "retain": 4, "known": 4, "unknown": 4}},
         "method": {"name": "grad_diff"},
         "sae": {"check_hook": False},
+        "latents": {"top_k": 4},
         "optim": {"steps": 2},
         "evaluation": {"bootstrap": 5, "permutations": 5, "null_draws": 2, "every": 0, "max_new_tokens": 4},
         "trainer": {"accelerator": "cpu", "devices": "1", "progress_bar": False},
@@ -202,6 +203,6 @@ def test_two_workers_build_the_world_once(tmp_path: Path) -> None:
     pids = [forked(work, tmp_path / f"log_{i}") for i in range(2)]
     assert [ended(pid) for pid in pids] == [0, 0], [(tmp_path / f"log_{i}").read_text()[-2000:] for i in range(2)]
     kept = json.loads((tmp_path / "runs" / "shared" / "sweep.json").read_text())
-    assert [t["state"] for t in kept["trials"]] == ["finished", "finished"]
+    assert [(t["state"], t["reason"]) for t in kept["trials"]] == [("finished", "")] * 2
     assert len(built.read_text().split()) == 1
     assert {run.name for run in (tmp_path / "runs" / "shared").glob("trial_*")} == {"trial_000", "trial_001"}
