@@ -72,6 +72,15 @@ def test_llama_scope_is_scaled_by_the_registrys_factor(small_hub: Hub) -> None:
     assert sae.normalisation == "none"
 
 
+def test_a_hub_id_with_saelens_directories_in_the_place_of_a_release(small_hub: Hub) -> None:
+    small_hub.need("gpt2-small")
+    ((release, sae_id),) = SHAPES["gpt2-small"].saes
+    by_name = load_sae(SAEConfig(release=release, sae_id=sae_id), None)
+    by_id = load_sae(SAEConfig(release=registry()[release]["repo_id"], sae_id=entry(release, sae_id)["path"]), None)
+    assert (by_id.layer, by_id.normalisation, by_id.architecture) == (by_name.layer, "layer_norm", "topk")
+    assert torch.equal(by_id.sae.W_enc, by_name.sae.W_enc)
+
+
 def test_gemma_scope_at_its_true_size_with_the_true_registry(tmp_path: Path) -> None:
     """2304 wide with 16384 latents: nothing about the registry is changed, only the cache is another one."""
     from tests.architectures.hub import publish
