@@ -10,10 +10,18 @@ import torch
 
 from tests.architectures import SHAPES, Hub, redirected
 from tests.architectures.saes import activations, entry, layer_of, registry
-from unlearn.config.schema import ModelConfig, SAEConfig
+from tests.data.sources.fake_benchmarks import write_popqa
+from unlearn.config.load import load_config
+from unlearn.config.schema import ChatConfig, ModelConfig, SAEConfig
+from unlearn.data.chat import chat_format
+from unlearn.data.labels import Rule
+from unlearn.data.reader import Reader
 from unlearn.errors import ModelError
+from unlearn.label import Asker
+from unlearn.models.forward import generate
 from unlearn.models.lm import load_lm
 from unlearn.models.sae import load_sae
+from unlearn.types import PromptFormat, Row
 
 pytestmark = pytest.mark.slow
 NAMES = sorted(SHAPES)
@@ -109,3 +117,35 @@ def test_what_is_not_in_the_cache_is_one_sentence(small_hub: Hub) -> None:
         load_sae(SAEConfig(release="gemma-scope-2b-pt-res", sae_id="layer_3/width_16k/average_l0_59"), None)
     with pytest.raises(ModelError, match="model.path google/gemma-2-27b could not be loaded: HF_HUB_OFFLINE is set"):
         load_lm(ModelConfig(path="google/gemma-2-27b"), None)
+
+
+@pytest.mark.parametrize("name", ["gemma-2-2b-it", "llama-3.1-8b-instruct"])
+def test_an_answer_ends_with_the_turn_also_where_the_generation_config_does_not_say_so(small_hub: Hub, name: str) -> None:
+    small_hub.need(name)
+    lm, tokenizer = load_lm(ModelConfig(path=SHAPES[name].repo), None)
+    end = tokenizer.convert_tokens_to_ids({"gemma2": "<end_of_turn>", "llama": "<|eot_id|>"}[SHAPES[name].kind])
+    assert end in lm.generation_config.eos_token_id, "as the public models have it"
+    lm.generation_config.eos_token_id = tokenizer.eos_token_id = None
+    handle = lm.get_output_embeddings().register_forward_hook(lambda module, args, logits: logits.index_fill(-1, torch.tensor(end), 1e4))
+    said = {}
+    for template in ("auto", "never"):
+        fmt = chat_format(PromptFormat(append_eos=False), tokenizer, ChatConfig(template=template))
+        reader = Reader(tokenizer=tokenizer, prompt_format=fmt, refusals=(), max_length=256, batch_size=4, max_new_tokens=3)
+        row = Row(row_id=0, entity="", prompt="Where was Orla Quill born?", answer="In Brandt.")
+        (tokens,) = reader.tokens([row])
+        (said[template],) = generate(lm, tokenizer, [tokens.ids[: tokens.answer_start]], 3, stop_ids=reader.stop_ids)
+    handle.remove()
+    assert said == {"auto": [], "never": [end] * 3}
+
+
+def test_known_and_unknown_are_asked_for_in_the_chat_template_too(small_hub: Hub, tmp_path: Path) -> None:
+    small_hub.need("gemma-2-2b-it")
+    write_popqa(tmp_path)
+    data = {"source": "popqa", "root": str(tmp_path)}
+    config = load_config({"name": "x", "data": data, "model": {"path": "google/gemma-2-2b-it"}, "method": {"name": "none"}})
+    asker = Asker(config, Rule())
+    ids = asker._ids("Where was Orla Quill born?")
+    turn = [{"role": "user", "content": "Where was Orla Quill born?"}]
+    said = asker.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    assert ids == asker.tokenizer(said, add_special_tokens=False).input_ids
+    assert asker.settings["question_format"] == said.replace("Where was Orla Quill born?", "{question}")
