@@ -10,17 +10,21 @@ import torch
 
 from tests.architectures import SHAPES, Hub, redirected
 from tests.architectures.saes import activations, entry, layer_of, registry
+from tests.architectures.texts import corpus
 from tests.data.sources.fake_benchmarks import write_popqa
 from unlearn.config.load import load_config
-from unlearn.config.schema import ChatConfig, ModelConfig, SAEConfig
+from unlearn.config.schema import ChatConfig, LoRAConfig, ModelConfig, SAEConfig, TrainableConfig
 from unlearn.data.chat import chat_format
 from unlearn.data.labels import Rule
 from unlearn.data.reader import Reader
+from unlearn.data.tokenize import TokenRow, batches
 from unlearn.errors import ModelError
 from unlearn.label import Asker
+from unlearn.models.capture import capture
 from unlearn.models.forward import generate
 from unlearn.models.lm import load_lm
 from unlearn.models.sae import load_sae
+from unlearn.models.trainable import select_trainable
 from unlearn.types import PromptFormat, Row
 
 pytestmark = pytest.mark.slow
@@ -149,3 +153,31 @@ def test_known_and_unknown_are_asked_for_in_the_chat_template_too(small_hub: Hub
     said = asker.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
     assert ids == asker.tokenizer(said, add_special_tokens=False).input_ids
     assert asker.settings["question_format"] == said.replace("Where was Orla Quill born?", "{question}")
+
+
+@pytest.mark.parametrize("name", ["gemma-2-2b", "llama-3.1-8b", "gpt2-small"])
+def test_adapters_early_exit_and_checkpointing_together(small_hub: Hub, name: str) -> None:
+    """What an SAE loss trains: every adapter up to its layer has a gradient, and the same one when activations are computed again."""
+    small_hub.need(name)
+    ((release, sae_id), *_) = SHAPES[name].saes
+    sae = load_sae(SAEConfig(release=release, sae_id=sae_id), None)
+    targets = ["c_attn", "c_proj", "c_fc"] if name.startswith("gpt2") else LoRAConfig().targets
+    found = {}
+    for again in (False, True):
+        adapters = {"trainable": TrainableConfig(mode="lora"), "lora": LoRAConfig(rank=2, targets=targets)}
+        config = ModelConfig(path=SHAPES[name].repo, gradient_checkpointing=again, **adapters)  # type: ignore[arg-type]
+        lm, tokenizer = load_lm(config, None)
+        torch.manual_seed(0)
+        lm, report = select_trainable(lm, config, sae.layer)
+        with torch.no_grad():
+            for key, weight in lm.named_parameters():
+                if "lora_B" in key:
+                    weight.copy_(torch.linspace(-0.01, 0.01, weight.numel()).view_as(weight))
+        ids = [[tokenizer.bos_token_id, *tokenizer(text, add_special_tokens=False).input_ids] for text in corpus()[:4]]
+        ((_, batch),) = batches([TokenRow(tuple(row), 1, len(row) - 2, i) for i, row in enumerate(ids)], 4, 0)
+        sae.preactivations(capture(lm, batch, sae.layer, batch.entity_end_B)).square().mean().backward()
+        found[again] = {key: lm.get_parameter(key).grad for key in report.names}
+        assert max(report.blocks) == sae.layer
+    for key, gradient in found[False].items():
+        assert gradient.abs().sum() > 0, key
+        torch.testing.assert_close(found[True][key], gradient, rtol=1e-3, atol=1e-6 * float(gradient.abs().max()) + 1e-9)
