@@ -138,9 +138,10 @@ def cell_text(found: dict[str, float], key: str) -> str:
 
 
 def attacked(found: dict[str, float], name: str) -> str:
-    """What an attack gets out of the targets, and of its control, each at its best setting."""
+    """What an attack gets out of the targets, out of its control, and out of the gold model's targets, each at its best setting."""
     target = next((found[key] for key in (f"attack/{name}_recovery", f"attack/{name}_accuracy") if key in found), None)
-    return "–" if target is None else f"{target:.2f} / {found[f'attack/{name}_control']:.2f}"
+    gold = f" ({found[f'attack/{name}_gold']:.2f})" if f"attack/{name}_gold" in found else ""
+    return "–" if target is None else f"{target:.2f} / {found[f'attack/{name}_control']:.2f}{gold}"
 
 
 def table(cells: list[Cell], names: tuple[str, ...]) -> str:
