@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,17 @@ def test_without_the_meta_weight_there_is_no_adversary(made: Toy) -> None:
     assert method.relearner is None
     assert step(lm, method, made, 0)["relearned"] == 0
     assert not method.pressure
+
+
+def test_a_row_in_which_no_other_name_can_stand_is_neither_aimed_at_nor_asked(made: Toy, tmp_path: Path) -> None:
+    rows = made.data.streams["forget"]
+    odd = replace(rows[0], prompt="Where was Ann, that is Ann Lee, born?")
+    changed = toy(tmp_path, data=replace(made.data, streams={**made.data.streams, "forget": (odd, *rows[1:])}))
+    lm, method = changed.ready("sae_erase")
+    assert odd.row_id not in method.targets.hidden
+    assert odd.row_id not in method.relearner.rows
+    assert set(method.relearner.rows) == {row.row_id for row in rows[1:]}
+    assert torch.isfinite(torch.tensor(list(step(lm, method, changed, 0).values()))).all()
 
 
 def test_the_forget_term_is_that_of_sae_guided(made: Toy) -> None:

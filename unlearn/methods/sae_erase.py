@@ -193,7 +193,8 @@ class SAEErase(SAEGuided):
         named = spread([row for row in data.streams["known"] if row.mentions], MOST_ROWS)
         self.upkeep.measure(lm, self.reader.batches(named, device_of(lm)))
         if c.meta_weight:
-            self.relearner = Relearner(lm, c, forget, self.reader, seed)
+            comparable = [row for row in forget if row.row_id in self.targets.strangers]
+            self.relearner = Relearner(lm, c, comparable, self.reader, seed)
 
     def get_extra_state(self) -> dict[str, Any]:  # type: ignore[override]
         """Generator of the banks' draws, and the adversary with what is left of its life."""
