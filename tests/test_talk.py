@@ -162,6 +162,24 @@ def test_any_pair_of_models_can_be_asked_with_or_without_an_sae(
         assert one.after.p_unknown == pytest.approx(other.after.p_unknown, abs=1e-5)
 
 
+def test_an_instruction_tuned_model_is_asked_in_its_chat_template(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from tests.architectures import SHAPES, Hub, redirected
+
+    with redirected(Hub(tmp_path, registry=False).need("gemma-2-2b-it")):
+        name = SHAPES["gemma-2-2b-it"].repo
+        talk = open_conversation(name, max_new_tokens=3)
+        assert talk.before is None
+        lm, tokenizer = AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+        question = "Where was Ann Lee born?"
+        text = tokenizer.apply_chat_template([{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        with torch.no_grad():
+            said = lm.generate(ids, max_new_tokens=3, do_sample=False)[0, ids.shape[1] :]
+        assert talk.ask([talk.read(question)])[0].after.answer == tokenizer.decode(said, skip_special_tokens=True).strip()
+
+
 def test_a_model_of_another_shape_is_no_original(run: Path, tmp_path: Path) -> None:
     from tests.tiny import tiny_llama, tiny_tokenizer
 
