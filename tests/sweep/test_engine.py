@@ -10,6 +10,7 @@ import pytest
 
 from tests.forks import ended
 from tests.sweep.studies import Formula, calls, die, once, results_of, sweep, worker
+from unlearn.config.load import load_config
 from unlearn.errors import ConfigError, RunError
 from unlearn.sweep import engine, run_sweep, trial
 from unlearn.sweep.engine import folder_of, open_study
@@ -39,6 +40,8 @@ def test_every_trial_is_an_ordinary_run_and_the_best_is_found(tmp_path: Path, fo
     assert out.best.values == min(t.values for t in out.trials)
     assert out.best_config is not None
     assert out.best_config.optim.lr == out.best_params["optim.lr"]
+    again = load_config(tmp_path / "study" / "best.yaml")
+    assert (again.name, again.method, again.optim) == ("study_best", out.best_config.method, out.best_config.optim)
     kept = read_json(tmp_path / "study" / "sweep.json")
     assert kept["best"] == out.best.number
     assert [t["params"] for t in kept["trials"]] == [dict(t.params) for t in out.trials]

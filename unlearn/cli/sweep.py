@@ -183,14 +183,15 @@ def _watch(team: Workers, look: Callable[[], SweepOutcome], spec: SweepSpec, cou
     for number in range(open_trials):
         team.start(number, open_trials)
     screen = console()
+    foot = f"{open_trials} {'worker' if open_trials == 1 else 'workers'} here, logs in {team.folder}; Ctrl-C saves and leaves"
     replaced = 0
-    with Live(live(outcome), console=screen, refresh_per_second=4, transient=True) if screen.is_terminal else nullcontext() as shown:
+    with Live(live(outcome, foot), console=screen, refresh_per_second=4, transient=True) if screen.is_terminal else nullcontext() as shown:
         while team.running:
             time.sleep(LOOK_S)
             killed = [worker for worker in team.look() if (worker.code or 0) < 0]
             outcome = look()
             if shown is not None:
-                shown.update(live(outcome))
+                shown.update(live(outcome, foot))
             for trial in outcome.trials:
                 if trial.state in ENDED and trial.number not in ended:
                     ended.add(trial.number)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -65,11 +66,18 @@ def trial_table(outcome: SweepOutcome, trials: Sequence[TrialRecord]) -> Table:
         state.append("" if trial.attempts == 1 else f" ({trial.attempts} times)", style="dim")
         values = [number(value) for value in trial.values] or [DASH] * len(outcome.objectives)
         cells = [*values, *(number(trial.results.get(key)) for key in results), *(number(trial.params.get(key)) for key in keys)]
-        seconds = f"{trial.seconds:.0f}" if trial.seconds else DASH
+        seconds = f"{_spent(trial):.0f}" if _spent(trial) else DASH
         marked = Text(f"{'* ' if trial.number in best else ''}{trial.number}", style="green" if trial.number in best else "")
         style = "" if trial.feasible else "dim"
         table.add_row(marked, state, *(Text(cell) for cell in cells), seconds, style=style)
     return table
+
+
+def _spent(trial: TrialRecord) -> float:
+    """Seconds that a trial took, or has taken so far."""
+    if trial.state == "running" and trial.started is not None:
+        return (datetime.now(UTC) - trial.started).total_seconds()
+    return trial.seconds
 
 
 def _broken(key: str) -> Text:
@@ -78,15 +86,15 @@ def _broken(key: str) -> Text:
     return Text(text.replace("_", "_\n") if max(map(len, text.splitlines())) > 16 else text)
 
 
-def live(outcome: SweepOutcome) -> Group:
-    """What the terminal shows while the study runs: the best trials, and the latest."""
+def live(outcome: SweepOutcome, foot: str = "") -> Group:
+    """What the terminal shows while the study runs: the best trials, and the latest; ``foot`` stands below."""
     shown = [trial for trial in outcome.trials if trial.state != "waiting"]
     if len(shown) > MOST:
         kept = {trial.number for trial in outcome.front[: MOST // 3]} | {trial.number for trial in shown if trial.state == "running"}
         latest = [trial.number for trial in reversed(shown) if trial.number not in kept]
         kept |= set(latest[: max(0, MOST - len(kept))])
         shown = [trial for trial in shown if trial.number in kept]
-    return Group(headline(outcome), trial_table(outcome, shown))
+    return Group(headline(outcome), trial_table(outcome, shown), Text(foot, style="dim"))
 
 
 def line(outcome: SweepOutcome, trial: TrialRecord) -> str:
