@@ -1,124 +1,190 @@
-"""What a step and an evaluation cost: CPU seconds with one thread, and peak memory, each method in a process of its own.
+"""What a step and an evaluation cost: CPU seconds with one thread, and peak memory, each method in its own process; what tracking adds.
 
-    python experiments/bench/bench.py [STEPS]     # every method, then tracking
-    python experiments/bench/bench.py tracking    # what tracking adds to 1,000 steps, with SQLite and with a server
+    python experiments/bench/bench.py [--steps 5] [--methods NAME,...]     # methods, an evaluation, then tracking (1,000 steps)
+    python experiments/bench/bench.py --only methods|tracking              # one of the two; the figures of the other are kept
 
 Seconds on a shared machine wander; the ratios are taken within one run of this script. Results: experiments/bench/results/bench.json.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import multiprocessing
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from unlearn.registry import entries
 
 HERE = Path(__file__).parent
 REFERENCE = "grad_diff"
+COLUMNS = {
+    "CPU s/step": "step_cpu_seconds",
+    f"x {REFERENCE}": "step_ratio",
+    "training MiB": "training_memory_mb",
+    "peak MiB": "peak_memory_mb",
+}
 
 
 def methods() -> list[str]:
-    """Every method that takes steps."""
+    """Every method that takes steps, the reference first."""
     from unlearn.registry import find
 
     classes = {name: find("method", name).load() for name in entries("method")}
-    return [name for name, cls in classes.items() if cls.streams_of(cls.Config(name=name))]
+    found = [name for name, cls in classes.items() if cls.streams_of(cls.Config(name=name))]
+    return sorted(found, key=lambda name: (name != REFERENCE, name))
 
 
-def measure(name: str, steps: int) -> dict[str, float]:
-    """Cost of one method on the embedded world; runs in a fresh process."""
-    import torch
-    from lightning.pytorch.utilities.combined_loader import CombinedLoader
-
+def assembled(name: str, steps: int, folder: str) -> Any:
+    """A run of ``name`` on the embedded world, ready to train."""
     from unlearn.assembly import assemble
-    from unlearn.callbacks.cost import PeakMemory
     from unlearn.config.load import load_config
     from unlearn.config.plugins import plugin_schemas
     from unlearn.tracking.rundir import RunDirectory
 
-    torch.set_num_threads(1)
+    base = {"name": name, "out": folder, "data": {"source": "world"}, "trainer": {"threads": 1, "progress_bar": False}}
+    config = load_config(base, [f"method.name={name}", f"optim.steps={steps}", "tracking.enabled=false"], plugin_schemas())
+    return assemble(config, RunDirectory.create(folder, name))
+
+
+def measure(name: str, steps: int, evaluate: bool) -> dict[str, float]:
+    """Cost of one method on the embedded world, and of an evaluation; for a fresh process."""
+    from unlearn.callbacks.cost import PeakMemory
+    from unlearn.functional.ranks import across_ranks
+
     with tempfile.TemporaryDirectory() as folder:
-        base = {"name": name, "out": folder, "data": {"source": "world"}, "trainer": {"threads": 1, "progress_bar": False}}
-        config = load_config(base, [f"method.name={name}", f"optim.steps={steps}", "tracking.enabled=false"], plugin_schemas())
-        assembly = assemble(config, RunDirectory.create(folder, name))
-        module = assembly.module
-        memory = PeakMemory()
+        assembly = assembled(name, steps, folder)
+        module, memory = assembly.module, PeakMemory()
         memory.settle()
         memory.start()
         idle = memory.before
-        optimizer = module.configure_optimizers()["optimizer"]  # type: ignore[index, call-overload]
-        loader: CombinedLoader = assembly.datamodule.train_dataloader()
+        optimizer = module.configure_optimizers()["optimizer"]
         seconds, peaks = [], []
-        for step, (batch, _, _) in enumerate(loader):
+        for step, (batch, _, _) in enumerate(assembly.datamodule.train_dataloader()):
             memory.start()
             start = time.process_time()
             module.method.before_step(module.lm, step, steps)
             optimizer.zero_grad()
-            module.method.loss(module.lm, batch).total.backward()
+            with across_ranks():
+                module.method.loss(module.lm, batch).total.backward()
             module.method.adjust_gradients(module.lm)
             optimizer.step()
             seconds.append(time.process_time() - start)
             peaks.append(memory.stop())
-        start = time.process_time()
-        assembly.suite.measure(module.lm)
-        return {
+        found = {
             "step_cpu_seconds": statistics.median(seconds),
-            "evaluation_cpu_seconds": time.process_time() - start,
             "training_memory_mb": max(peaks) - idle,
             "peak_memory_mb": max(peaks),
         }
+        if evaluate:
+            start = time.process_time()
+            assembly.suite.measure(module.lm)
+            found["evaluation_cpu_seconds"] = time.process_time() - start
+        return found
 
 
-def tracking() -> dict[str, object]:
-    """Ratio of the seconds of training with tracking to those without; the figures of a script of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "tracking.json"
-        script = HERE.parent / "reliability" / "tracking_overhead.py"
-        done = subprocess.run([sys.executable, str(script), "--out", str(out)], capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"tracking: {done.stderr.strip()[-2000:]}")
-        found: dict[str, object] = json.loads(out.read_text(encoding="utf-8"))
-    print(f"tracking: {found['ratio_cpu']} times the CPU seconds, {found['ratio_wall']} times the wall-clock seconds without it")
+def child(answer: Any, name: str, steps: int) -> None:
+    """Send what ``measure`` finds, or why it does not."""
+    import torch
+
+    torch.set_num_threads(1)
+    try:
+        answer.send(measure(name, steps, evaluate=name == REFERENCE))
+    except Exception as error:
+        answer.send(f"{type(error).__name__}: {error}")
+
+
+def every(names: Sequence[str], steps: int) -> dict[str, dict[str, float]]:
+    """``measure`` of each method, in a process that is forked from this one, so that libraries are imported once."""
+    import torch
+
+    import unlearn.assembly
+    import unlearn.evaluation.suite  # noqa: F401
+
+    torch.set_num_threads(1)
+    context = multiprocessing.get_context("fork")
+    found: dict[str, dict[str, float]] = {}
+    for place, name in enumerate(names, 1):
+        here, there = context.Pipe(duplex=False)
+        process = context.Process(target=child, args=(there, name, steps))
+        process.start()
+        there.close()
+        try:
+            said = here.recv()
+        except EOFError:
+            said = "the process ended without an answer"
+        process.join()
+        if isinstance(said, str):
+            sys.exit(f"{name}: {said}")
+        found[name] = said
+        print(f"{place}/{len(names)} {name}", file=sys.stderr, flush=True)
+    reference = found.get(REFERENCE, {}).get("step_cpu_seconds")
+    for row in found.values():
+        row["step_ratio"] = row["step_cpu_seconds"] / reference if reference else float("nan")
     return found
 
 
-def keep(part: dict[str, object]) -> None:
-    """Merge ``part`` into the figures."""
-    path = HERE / "results" / "bench.json"
-    path.parent.mkdir(exist_ok=True)
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    path.write_text(json.dumps({**before, **part}, indent=2) + "\n", encoding="utf-8")
+def table(found: dict[str, dict[str, float]]) -> str:
+    """One line for each method, and the cost of an evaluation."""
+    lines = [f"{'method':18}" + "".join(f"{name:>14}" for name in COLUMNS)]
+    digits = {"step_cpu_seconds": 3, "step_ratio": 2, "training_memory_mb": 1, "peak_memory_mb": 0}
+    for name, row in sorted(found.items(), key=lambda item: item[1]["step_cpu_seconds"]):
+        lines.append(f"{name:18}" + "".join(f"{row[key]:14.{digits[key]}f}" for key in COLUMNS.values()))
+    lines += [f"an evaluation: {row['evaluation_cpu_seconds']:.1f} CPU s" for row in found.values() if "evaluation_cpu_seconds" in row]
+    return "\n".join(lines)
+
+
+def tracking(steps: int) -> dict[str, Any]:
+    """What tracking costs; the figures of a script of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "tracking.json"
+        script = HERE.parent / "reliability" / "tracking_overhead.py"
+        command = [sys.executable, str(script), "--steps", str(steps), "--out", str(out)]
+        done = subprocess.run(command, stdout=sys.stderr, stderr=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"tracking: {done.stderr.strip()[-2000:]}")
+        found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    return found
+
+
+def tracked(found: dict[str, Any]) -> str:
+    """A line for each store."""
+    lines = [f"tracking, {found['steps']} steps of {found['values_per_step']} values; shares of the CPU seconds of training"]
+    for way, row in found["ways"].items():
+        shown = [f"{key} {row[key]:.4f}" for key in row if key.startswith(("share", "ratio"))]
+        lines += [f"{way:10}" + ", ".join(shown)] if shown else []
+    return "\n".join(lines)
 
 
 def main() -> None:
-    """Measure every method, print a table, write the figures."""
-    if sys.argv[1:2] == ["tracking"]:
-        return keep({"tracking": tracking()})
-    steps = int(sys.argv[1]) if len(sys.argv) > 1 else 20
-    found = {}
-    for name in methods():
-        out = subprocess.run([sys.executable, __file__, "--one", name, str(steps)], capture_output=True, text=True, check=False)
-        if out.returncode:
-            sys.exit(f"{name}: {out.stderr.strip()[-2000:]}")
-        found[name] = json.loads(out.stdout.splitlines()[-1])
-    print(f"{'method':18} {'CPU s/step':>10} {'x ' + REFERENCE:>12} {'training MB':>14} {'peak MB':>8} {'evaluation CPU s':>17}")
-    for name, row in found.items():
-        row["step_ratio"] = row["step_cpu_seconds"] / found[REFERENCE]["step_cpu_seconds"]
-        print(
-            f"{name:18} {row['step_cpu_seconds']:10.4f} {row['step_ratio']:12.2f} {row['training_memory_mb']:14.1f} "
-            f"{row['peak_memory_mb']:8.0f} {row['evaluation_cpu_seconds']:17.2f}"
+    """Measure, write the figures, print the tables."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--steps", type=int, default=5, help="optimiser steps of each method (default 5)")
+    parser.add_argument("--methods", default="", help="some methods, with commas (default: all)")
+    parser.add_argument("--tracked-steps", type=int, default=1000, help="optimiser steps of the tracking part (default 1000)")
+    parser.add_argument("--only", choices=("methods", "tracking"), help="one of the two parts")
+    given = parser.parse_args()
+    path = HERE / "results" / "bench.json"
+    path.parent.mkdir(exist_ok=True)
+    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if given.only != "tracking":
+        names = given.methods.split(",") if given.methods else methods()
+        kept |= {"steps": given.steps, "methods": every(names, given.steps)}
+    if given.only != "methods":
+        kept["tracking"] = tracking(given.tracked_steps)
+    path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    print(
+        "\n\n".join(
+            [*([table(kept["methods"])] if "methods" in kept else []), *([tracked(kept["tracking"])] if "tracking" in kept else [])]
         )
-    keep({"steps": steps, "methods": found})
-    return keep({"tracking": tracking()})
+    )
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--one"]:
-        print(json.dumps(measure(sys.argv[2], int(sys.argv[3]))))
-    else:
-        main()
+    main()

@@ -40,8 +40,8 @@ STALL_S = 15.0
 """Seconds without an answer after which a run stops waiting for a store that it has reached before."""
 PAUSE_S = 30.0
 """Seconds between two attempts at a store that is away, while nobody waits."""
-FLUSH_S = 5.0
-"""Seconds that values may wait for company."""
+FLUSH_S = 10.0
+"""Seconds that values may wait for company: each batch costs the store, and the thread that sends it, several milliseconds."""
 LAST_TRIES, LAST_PAUSE_S = 3, 0.5
 """Attempts to end the MLflow run of a store that was there before, and seconds between them."""
 BATCH = 500
