@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ app.add_typer(config_app, name="config")
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the console script. Exit status: 0 done, 1 a failed check, 2 something the user can put right, 75 saved and
     to be started again (SIGTERM or SIGUSR1 came), 130 interrupted."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # says at every import which optional kernels it lacks
     try:
         app(None if arguments is None else list(arguments))
     except UnlearnError as error:
