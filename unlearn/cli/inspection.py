@@ -26,6 +26,7 @@ REMEDIES = {
     "model": "download it once with network access (hf download ID), or set model.path to a folder; HF_HUB_OFFLINE=1 then uses the cache",
     "sae": "sae.release and sae.sae_id name a public SAE, sae.path a SAELens folder; the first run with network access fetches it",
     "hook": "take the SAE that was trained on this model and layer (sae.layer), or raise sae.max_fvu if you know why it fits badly",
+    "labels": "`unlearn label CONFIG --entities FILE` asks about names of your own",
     "packages": "pip install -c constraints.txt -e . installs the tested versions",
     "disk": "free some space, or set `out` and `cache` (UNLEARN_CACHE) to another disk",
     "memory": "the estimate itself failed, so the run may too: run it once with optim.steps=1",
