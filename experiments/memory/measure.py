@@ -50,7 +50,8 @@ def model_config(name: str, **options: Any) -> Any:
     wide = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2}
     if name == "gpt2":
         quiet = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-        return GPT2Config(vocab_size=4096, n_embd=256, n_layer=4, n_head=8, n_positions=512, **{**common, **quiet, **options})
+        shape = {"vocab_size": 4096, "n_embd": 256, "n_layer": 4, "n_head": 8, "n_positions": 512}
+        return GPT2Config(**{**common, **shape, **quiet, **options})
     if name == "gemma2":
         own = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64, "attn_implementation": "eager"}
         return Gemma2Config(vocab_size=4096, max_position_embeddings=512, **{**common, **wide, **own, **options})

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from unlearn.cli.doctor import Finding
 from unlearn.errors import UnlearnError
@@ -160,9 +160,8 @@ def _smaller(run: RunConfig, found: Estimate) -> Iterator[tuple[str, RunConfig]]
     if found.measuring > sum(found.device.values()) and run.evaluation.batch_size > 8:
         run = replace(run, evaluation=replace(run.evaluation, batch_size=8))
         yield step("evaluation.batch_size=8", run)
-    if not getattr(run.model, "gradient_checkpointing", True):
-        changed: Any = {"gradient_checkpointing": True}
-        run = replace(run, model=replace(run.model, **changed))
+    if not run.model.gradient_checkpointing:
+        run = replace(run, model=replace(run.model, gradient_checkpointing=True))
         yield step("model.gradient_checkpointing=true", run)
     smallest = min(found.rows.values())
     if smallest % 4 == 0:

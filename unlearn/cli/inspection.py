@@ -52,7 +52,7 @@ class Inspection:
             pieces = Pieces(run)
             place, rows = (run.data, run.model), partial(getattr, pieces, "data")
             parts: list[tuple[str, Any, Check]] = [
-                ("trainer", run.trainer, partial(_trainer, run)),
+                ("trainer", (run.trainer, run.optim.name, run.model), partial(_trainer, pieces, self.wishes.gpu_memory is not None)),
                 ("data", (run.data, run.seed), partial(_data, pieces)),
                 ("power", (run.data, run.evaluation, run.seed), _after("power", "data", rows, partial(power, pieces))),
                 ("batch", (run.data, run.trainer, run.method.name), partial(_batch, pieces, self.wishes.devices)),
@@ -115,11 +115,13 @@ def _public(run: RunConfig) -> str:
     return f"{run.data.source} is public at {address}: download its files and set data.root" if address else ""
 
 
-def _trainer(run: RunConfig) -> Iterator[Finding]:
+def _trainer(pieces: Pieces, gpus: bool) -> Iterator[Finding]:
     import torch
 
-    from unlearn.launch import trainer_settings
+    from unlearn.launch import check_sharded, frozen_device, trainer_settings
+    from unlearn.models.bits import check_bits
 
+    run = pieces.run
     settings = trainer_settings(run.trainer)
     if settings["accelerator"] in ("gpu", "cuda") and not torch.cuda.is_available():
         yield Finding(
@@ -127,6 +129,9 @@ def _trainer(run: RunConfig) -> Iterator[Finding]:
         )
     else:
         yield Finding("ok", "trainer", ", ".join(f"{key} {value}" for key, value in settings.items()))
+    check_sharded(settings, run)
+    device = torch.device("cuda") if gpus else frozen_device(settings)
+    check_bits(run.model, run.optim, device, settings["strategy"], pieces.method.trains)
 
 
 def _data(pieces: Pieces) -> Iterator[Finding]:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from unlearn.models.sae import FrozenSAE
     from unlearn.types import Assets, EntityData
 
-WIDTH_IN_ID = re.compile(r"width_(\d+)(k|m)")
-"""How Gemma Scope's ids state the number of latents: ``layer_12/width_16k/canonical``."""
+WIDTH_IN_ID = re.compile(r"(?:width_|-)(\d+)(k|m)\b|\d(?:r|m|a)_(\d+)(x)$")
+"""How public names state the number of latents: ``layer_12/width_16k/canonical``, ``...-v5-32k``, ``l12r_8x`` (times the width)."""
 
 
 class Pieces:
@@ -159,7 +159,7 @@ class Pieces:
     def blank_sae(self) -> FrozenSAE | None:
         """The SAE's shape on the meta device: of its files where they are there, else of what its public id says; None where nothing does.
 
-        An id says the number of latents (``width_16k``); its layer stands in the id, or is the middle one.
+        A public name says the number of latents (``width_16k``); the block is ``sae.layer``, or the middle one.
         """
         from unlearn.errors import UnlearnError
         from unlearn.estimate.stand_in import blank_sae
@@ -170,12 +170,11 @@ class Pieces:
             sae = None
         if sae is not None and len(sae.layers) == 1:
             return blank_sae(sae.d_in, sae.d_sae, sae.architecture, sae.layers[0])
-        found = WIDTH_IN_ID.search(str(self.run.sae.sae_id))
+        found = WIDTH_IN_ID.search(str(self.run.sae.sae_id)) or WIDTH_IN_ID.search(str(self.run.sae.release))
         shape = self.shape()
         if self.run.sae.release is None or found is None or shape is None:
             return None
         text = shape.get_text_config()
-        named = re.search(r"layer_(\d+)", str(self.run.sae.sae_id))
-        layer = int(named[1]) if named else text.num_hidden_layers // 2
-        latents = int(found[1]) * (2**10 if found[2] == "k" else 2**20)
-        return blank_sae(text.hidden_size, latents, "jumprelu", self.run.sae.layer or layer)
+        layer = text.num_hidden_layers // 2 if self.run.sae.layer is None else self.run.sae.layer
+        latents = int(found[1]) * (2**10 if found[2] == "k" else 2**20) if found[1] else int(found[3]) * text.hidden_size
+        return blank_sae(text.hidden_size, latents, "jumprelu", layer)

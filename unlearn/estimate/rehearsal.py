@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from unlearn.assembly import select_weights
+from unlearn.estimate.optimisers import optimiser, saved_by_bits
 from unlearn.estimate.shadow import META, Kernels, Shadow
 from unlearn.functional.tokens import answer_positions
 from unlearn.latents.banks import POSITIONS, Banks
@@ -172,14 +173,17 @@ def rehearse(
         for parameter in trained_of(lm, method):
             parameter.register_post_accumulate_grad_hook(lambda p: shadow.rename([p.grad], "gradients"))
         parts, peak, work = _steps(stage, kernels, lm, method, batches, on_gpu)
+        saved, unpacked = saved_by_bits(lm, blocks_of(lm), config.model)
+        parts["weights"] -= saved
+        parts["activations"] += unpacked
         shadow.reset()
         _measure(lm, batches, config.evaluation.batch_size)
     trained = list(trained_of(lm, method))
     return Rehearsal(
         parts={kind: parts[kind] for kind in KINDS},
-        peak=peak,
-        setup=setup,
-        measuring=shadow.peak,
+        peak=peak - saved + unpacked,
+        setup=setup - saved + unpacked,
+        measuring=shadow.peak - saved + unpacked,
         work=work,
         trained=sum(p.numel() for p in trained),
         trained_bytes=sum(p.numel() * p.element_size() for p in trained),
@@ -255,14 +259,9 @@ class _Step:
     """One optimiser step after another, in Lightning's order."""
 
     def __init__(self, stage: _Stage, kernels: Kernels, lm: Any, method: Method, batches: Mapping[str, TokenBatch], on_gpu: bool) -> None:
-        from unlearn.module import UnlearningModule
-
         self.stage, self.kernels, self.lm, self.method = stage, kernels, lm, method
         self.batches = {s: batches[s] for s in method.streams_of(method.config)}
-        made: Any = UnlearningModule(lm, method, stage.config.optim).configure_optimizers()
-        self.optimizer = made["optimizer"]
-        for group in self.optimizer.param_groups if on_gpu else ():
-            group["foreach"] = True
+        self.optimizer = optimiser(stage.config.optim, list(trained_of(lm, method)), on_gpu)
 
     def run(self, number: int) -> None:
         """Forward and backward of every micro-batch, then the optimiser."""
