@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.data.sources.fake_benchmarks import write_popqa
+from tests.shell_lines import Shell, shell_lines
 from unlearn.cli.readme import filled, update
 from unlearn.config.benchmarks import benchmark_configs
 from unlearn.config.layers import Layer
@@ -15,6 +18,10 @@ from unlearn.config.plugins import plugin_schemas
 from unlearn.config.sweep import load_sweep
 from unlearn.errors import UnlearnError
 from unlearn.registry import entries
+from unlearn.tracking.files import read_json
+
+if TYPE_CHECKING:
+    from tests.architectures import Hub
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -71,3 +78,47 @@ def test_files_that_the_readme_links_to_exist() -> None:
             assert f"## {link[1:].capitalize()}\n" in README.read_text(encoding="utf-8"), link
             continue
         assert (README.parent / link).exists(), link
+
+
+@pytest.fixture
+def shell(small_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+    monkeypatch.chdir(tmp_path)
+    write_popqa(tmp_path / "rows")
+    return Shell(tmp_path, small_hub.need("gemma-2-2b", "llama-3.1-8b"), tmp_path / "rows")
+
+
+def finished(shell: Shell, name: str) -> int:
+    """Processes that made the run ``name``, which has finished."""
+    folder = shell.folder / "runs" / name
+    assert read_json(folder / "status")["state"] == "finished"
+    count: int = read_json(folder / "manifest.json")["processes"]["count"]
+    return count
+
+
+@pytest.mark.slow
+def test_lines_for_one_card(shell: Shell) -> None:
+    doctor, gemma, llama = shell_lines("One card of 24 GB")
+    assert shell.here(doctor) == shell.here(gemma) == 0
+    assert finished(shell, "popqa") == 1
+    assert shell.here(llama) == 0
+    assert finished(shell, "popqa_nf4") == 1
+
+
+@pytest.mark.slow
+def test_lines_for_eight_cards(shell: Shell) -> None:
+    doctor, adapters, everything = shell_lines("Eight cards of 80 GB")
+    assert shell.here(doctor) == 0
+    for line, name in ((adapters, "popqa_8"), (everything, "popqa_full")):
+        shell.started(line)
+        assert finished(shell, name) == 2
+
+
+@pytest.mark.slow
+def test_lines_for_a_cluster(shell: Shell) -> None:
+    doctor, job, *nodes = shell_lines("A cluster")
+    assert shell.here(doctor) == 0
+    shell.started(job)
+    assert finished(shell, "popqa_16") == 2
+    shell.started(*nodes)
+    assert finished(shell, "popqa") == 2
+    assert read_json(shell.folder / "runs" / "popqa" / "manifest.json")["processes"]["nodes"] == 2

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -46,16 +47,16 @@ def model_config(name: str, **options: Any) -> Any:
     """Hugging Face configuration of a small model of a true architecture."""
     from transformers import Gemma2Config, GPT2Config, LlamaConfig
 
-    common = {"bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
+    common = {"vocab_size": 4096, "max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 1, "pad_token_id": 0}
     wide = {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2}
     if name == "gpt2":
         quiet = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-        shape = {"vocab_size": 4096, "n_embd": 256, "n_layer": 4, "n_head": 8, "n_positions": 512}
+        shape = {"n_embd": 256, "n_layer": 4, "n_head": 8, "n_positions": common.pop("max_position_embeddings")}
         return GPT2Config(**{**common, **shape, **quiet, **options})
     if name == "gemma2":
         own = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 64, "attn_implementation": "eager"}
-        return Gemma2Config(vocab_size=4096, max_position_embeddings=512, **{**common, **wide, **own, **options})
-    return LlamaConfig(vocab_size=4096, max_position_embeddings=512, **{**common, **wide, **options})
+        return Gemma2Config(**{**common, **wide, **own, **options})
+    return LlamaConfig(**{**common, **wide, **options})
 
 
 CASES: dict[str, Case] = {
@@ -311,6 +312,27 @@ def main(names: Sequence[str]) -> None:
         )
         sys.stdout.flush()
         file.write_text(json.dumps({key: results[key] for key in CASES if key in results}, indent=1) + "\n", encoding="utf-8")
+    page = HERE / "README.md"
+    page.write_text(filled(page.read_text(encoding="utf-8"), results), encoding="utf-8")
+
+
+def filled(page: str, results: Mapping[str, Mapping[str, Any]]) -> str:
+    """The study's page with its table made anew."""
+    return re.sub(r"(<!-- table -->\n).*?(<!-- /table -->)", lambda match: f"{match[1]}{table(results)}\n{match[2]}", page, flags=re.DOTALL)
+
+
+def table(results: Mapping[str, Mapping[str, Any]]) -> str:
+    """Markdown table of the cases, and the largest and median errors."""
+    lines = ["| case | measured, MiB | resident, MiB | estimated, MiB | error | step, CPU s | estimated, s | error |"]
+    lines.append("|---|--:|--:|--:|--:|--:|--:|--:|")
+    for name, r in results.items():
+        memory = f"{r['measured_mib']:.1f} | {r['resident_mib']:.0f} | {r['estimated_mib']:.1f} | {r['error']:+.1%}"
+        lines.append(f"| {name} | {memory} | {r['step_cpu_seconds']:.2f} | {r['estimated_seconds']:.2f} | {r['time_error']:+.0%} |")
+    ends = []
+    for what, key in (("memory", "error"), ("time", "time_error")):
+        errors = [abs(r[key]) for r in results.values()]
+        ends.append(f"{what} {statistics.median(errors):.1%} in the median, {max(errors):.1%} at most")
+    return "\n".join([*lines, "", f"Errors: {'; '.join(ends)}."])
 
 
 if __name__ == "__main__":

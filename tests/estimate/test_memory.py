@@ -42,7 +42,8 @@ def run(*words: str) -> Any:
 
 
 def small(**options: Any) -> Any:
-    return study.model_config("llama", hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, **options)
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    return study.model_config("llama", **{**shape, **options})
 
 
 CHECKED = {
@@ -98,6 +99,28 @@ def test_half_precision_halves_the_weights_and_lora_leaves_few_gradients() -> No
     assert half.device["weights"] == pytest.approx(full.device["weights"] / 2, rel=0.02)
     assert lora.rehearsal.trained < full.rehearsal.trained / 5
     assert lora.device["optimiser"] < full.device["optimiser"] / 5
+
+
+def test_checkpointing_trades_activations_for_work() -> None:
+    lm_config, size = small(vocab_size=64), Size(rows=4, tokens=128, answer=6)
+    kept = estimate(run("method.name=grad_diff", "model.dtype=bfloat16"), lm_config, size=size)
+    again = estimate(run("method.name=grad_diff", "model.dtype=bfloat16", "model.gradient_checkpointing=true"), lm_config, size=size)
+    work = [sum(flops * n for (flops, _), n in e.rehearsal.work.items()) for e in (kept, again)]
+    assert again.device["activations"] < 0.7 * kept.device["activations"]
+    assert work[1] == pytest.approx(work[0] * 4 / 3, rel=0.1)  # one more forward pass of the blocks
+
+
+def test_quantised_weights_and_8_bit_states_are_counted_by_their_bytes() -> None:
+    words = ("method.name=grad_diff", "model.trainable.mode=lora", "model.dtype=bfloat16")
+    lm_config = small(hidden_size=256, intermediate_size=512)
+    plain = estimate(run(*words), lm_config, size=SIZES["forget"])
+    bits = estimate(run(*words, "model.quantise=nf4", "optim.name=adamw_8bit"), lm_config, size=SIZES["forget"])
+    lm = blank_lm(lm_config, "bfloat16", None)
+    inside = sum(m.weight.numel() for b in lm.model.layers for m in b.modules() if isinstance(m, torch.nn.Linear))
+    assert plain.device["weights"] - bits.device["weights"] == pytest.approx(inside * (2 - 0.516), rel=0.001)
+    assert bits.device["optimiser"] < 0.45 * plain.device["optimiser"]
+    paged = estimate(run(*words, "optim.name=paged_adamw"), lm_config, size=SIZES["forget"])
+    assert paged.device["optimiser"] == 0
 
 
 def test_early_exit_computes_less_and_keeps_no_logits() -> None:

@@ -157,10 +157,7 @@ class Pieces:
         return load_sae(c, self.sae_default)
 
     def blank_sae(self) -> FrozenSAE | None:
-        """The SAE's shape on the meta device: of its files where they are there, else of what its public id says; None where nothing does.
-
-        A public name says the number of latents (``width_16k``); the block is ``sae.layer``, or the middle one.
-        """
+        """The SAE's shape on the meta device: of its files where they are there, else of what its public name says."""
         from unlearn.errors import UnlearnError
         from unlearn.estimate.stand_in import blank_sae
 
@@ -170,11 +167,22 @@ class Pieces:
             sae = None
         if sae is not None and len(sae.layers) == 1:
             return blank_sae(sae.d_in, sae.d_sae, sae.architecture, sae.layers[0])
-        found = WIDTH_IN_ID.search(str(self.run.sae.sae_id)) or WIDTH_IN_ID.search(str(self.run.sae.release))
-        shape = self.shape()
-        if self.run.sae.release is None or found is None or shape is None:
-            return None
-        text = shape.get_text_config()
-        layer = text.num_hidden_layers // 2 if self.run.sae.layer is None else self.run.sae.layer
-        latents = int(found[1]) * (2**10 if found[2] == "k" else 2**20) if found[1] else int(found[3]) * text.hidden_size
-        return blank_sae(text.hidden_size, latents, "jumprelu", layer)
+        return public_sae(self.run, self.shape())
+
+
+def public_sae(run: RunConfig, lm_config: Any) -> FrozenSAE | None:
+    """The shape of a public SAE as its name tells it, on the meta device; None where the name does not.
+
+    Args:
+        run: names release and id; the block is ``sae.layer``, or the middle one.
+        lm_config: the language model's configuration; None where it is not known.
+    """
+    from unlearn.estimate.stand_in import blank_sae
+
+    found = WIDTH_IN_ID.search(str(run.sae.sae_id)) or WIDTH_IN_ID.search(str(run.sae.release))
+    if run.sae.release is None or found is None or lm_config is None:
+        return None
+    text = lm_config.get_text_config()
+    layer = text.num_hidden_layers // 2 if run.sae.layer is None else run.sae.layer
+    latents = int(found[1]) * (2**10 if found[2] == "k" else 2**20) if found[1] else int(found[3]) * text.hidden_size
+    return blank_sae(text.hidden_size, latents, "jumprelu", layer)

@@ -70,12 +70,32 @@ def comparison_table() -> str:
     return f"{comparison_markdown(summary)}\n\n{caption(summary)}.{left}"
 
 
+MEMORY = Path("experiments") / "memory" / "results" / "presets.json"
+"""Where the memory of the presets is estimated, from the README's folder."""
+
+
+def hardware_table() -> str:
+    """Markdown table of what the presets take on every device."""
+    from unlearn.registry import PACKAGE
+    from unlearn.tracking.files import read_json
+
+    found = read_json(PACKAGE.parent / MEMORY)
+    lines = ["| preset and further keys | devices | GB on each | weights | training | activations | evaluation |"]
+    lines.append("|---|--:|--:|--:|--:|--:|--:|")
+    for row in found["rows"]:
+        parts = " | ".join(f"{row['parts_gb'][name]:.1f}" for name in ("weights", "training", "activations"))
+        keys = " ".join(f"`{word}`" for word in row["words"])
+        lines.append(f"| {row['preset']} {keys} | {row['devices']} | {row['peak_gb']:.1f} | {parts} | {row['measuring_gb']:.1f} |")
+    return "\n".join(lines)
+
+
 PARTS = {
     "methods": methods_table,
     "sources": sources_table,
     "makers": makers_table,
     "attacks": attacks_table,
     "comparison": comparison_table,
+    "hardware": hardware_table,
 }
 
 

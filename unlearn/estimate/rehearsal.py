@@ -272,7 +272,7 @@ class _Step:
             if micro == 0:
                 self.optimizer.zero_grad()
             self.kernels.forget()
-            loss.backward()
+            torch.autograd.backward(loss)  # loss.backward() would run without ``Kernels``, and blocks computed again would differ
             del loss
         self.method.adjust_gradients(self.lm)
         with self.stage.naming("optimiser"):
