@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.distributed.launchers import BIN, ROOT, SCRIPT, fake_slurm, free_port, launch
+from tests.distributed.launchers import fake_slurm, launch
+from tests.distributed.lines import BIN, ROOT, SCRIPT, free_port
 
 if TYPE_CHECKING:
     from tests.architectures import Hub

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,13 +15,11 @@ from torch import Tensor, nn
 from unlearn.assembly import select_weights
 from unlearn.estimate.optimisers import optimiser, saved_by_bits
 from unlearn.estimate.shadow import META, Kernels, Shadow
-from unlearn.functional.tokens import answer_positions
+from unlearn.estimate.stand_in import BlankReference
 from unlearn.latents.banks import POSITIONS, Banks
 from unlearn.latents.selection import Selection, Separation
 from unlearn.methods.base import Method, MethodContext
 from unlearn.models.decoder import base_of, blocks_of, hidden_size, output_head, text_config
-from unlearn.models.reference import ReferenceStore
-from unlearn.models.sharded import blank
 from unlearn.registry import find
 from unlearn.types import TokenBatch
 
@@ -56,38 +55,6 @@ class Rehearsal:
     outside: int
     tokens: int
     notes: tuple[str, ...] = ()
-
-
-class _Reference(ReferenceStore):
-    """A store that knows shapes only."""
-
-    def __init__(self, lm: nn.Module, naming: Callable[[str], Any]) -> None:
-        self.width = hidden_size(lm)
-        self.naming = naming
-        self._lm, self._blank_head, self._frozen_head = lm, blank(output_head(lm)), None
-
-    def _head(self) -> nn.Module | None:
-        if self._frozen_head is None and any(p.requires_grad for p in output_head(self._lm).parameters()):
-            self._frozen_head = self._blank_head.requires_grad_(False)
-            for parameter in self._frozen_head.parameters():
-                parameter.data = torch.empty_like(parameter, device=META)
-        return self._frozen_head
-
-    def hidden(self, batch: TokenBatch, layer: int) -> Tensor:
-        with self.naming("reference"):
-            return torch.zeros(*batch.input_ids_BT.shape, self.width, device=META)
-
-    def final(self, batch: TokenBatch) -> Tensor:
-        with self.naming("reference"):
-            return torch.zeros(len(answer_positions(batch.labels_BT)[0]), self.width, device=META)
-
-    def logits(self, batch: TokenBatch) -> Tensor:
-        with self.naming("reference"):
-            return super().logits(batch)
-
-    def nll(self, batch: TokenBatch) -> Tensor:
-        with self.naming("reference"):
-            return torch.zeros(len(answer_positions(batch.labels_BT)[0]), device=META)
 
 
 def blank_lm(lm_config: Any, dtype: str, attention: str | None) -> Any:
@@ -169,6 +136,7 @@ def rehearse(
         shadow.hold(sae.sae.parameters(), "sae")
     with kernels, torch.autocast("cpu", torch.bfloat16, enabled=mixed is not None), shadow, torch.random.fork_rng(devices=[]):
         lm, method = _method(stage, lm, batches, sae, data, reader)
+        _again(lm, kernels)
         setup = shadow.peak
         for parameter in trained_of(lm, method):
             parameter.register_post_accumulate_grad_hook(lambda p: shadow.rename([p.grad], "gradients"))
@@ -241,7 +209,7 @@ def _method(
         sae=sae,
         banks=_banks(width, config.latents.bank_rows, max(layers), batches.get("forget"), config.latents.matched),
         selection=Selection(torch.arange(latents), scores),
-        reference=_Reference(lm, stage.naming),
+        reference=BlankReference(lm, stage.naming),
         data=data,
         reader=reader,
         seed=config.seed,
@@ -253,6 +221,15 @@ def _method(
     with stage.naming("banks"):
         method.setup(lm)
     return lm, method
+
+
+def _again(lm: nn.Module, kernels: Kernels) -> None:
+    """Blocks that are computed again in the backward pass are computed with the same kernels: there, function modes are off."""
+    for module in lm.modules():
+        checkpoint = getattr(module, "_gradient_checkpointing_func", None)
+        if checkpoint is not None:
+            again: Any = partial(checkpoint, context_fn=lambda: (nullcontext(), kernels))
+            module._gradient_checkpointing_func = again
 
 
 class _Step:
@@ -272,7 +249,7 @@ class _Step:
             if micro == 0:
                 self.optimizer.zero_grad()
             self.kernels.forget()
-            torch.autograd.backward(loss)  # loss.backward() would run without ``Kernels``, and blocks computed again would differ
+            loss.backward()
             del loss
         self.method.adjust_gradients(self.lm)
         with self.stage.naming("optimiser"):

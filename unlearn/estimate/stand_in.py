@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from unlearn.data.reader import Reader
 from unlearn.data.tokenize import batches
+from unlearn.functional.tokens import answer_positions
+from unlearn.models.decoder import hidden_size, output_head
+from unlearn.models.reference import ReferenceStore
 from unlearn.models.sae import FrozenSAE
+from unlearn.models.sharded import blank
 from unlearn.types import STREAMS, EntityData, PromptFormat, Row, TokenBatch
 
 WORDS = 1000
@@ -97,3 +102,39 @@ def blank_sae(d_in: int, d_sae: int, architecture: str, layer: int) -> FrozenSAE
     options: dict[str, Any] = {"k": min(32, d_sae)} if architecture in ("topk", "abstopk") else {}
     with torch.device("meta"):
         return FrozenSAE(kind(config(d_in=d_in, d_sae=d_sae, device="meta", **options)), layer)
+
+
+class BlankReference(ReferenceStore):
+    """References of which only the shapes are known; ``naming`` says that what is made of them is theirs."""
+
+    def __init__(self, lm: nn.Module, naming: Callable[[str], Any]) -> None:
+        self.width = hidden_size(lm)
+        self.naming = naming
+        self._lm, self._blank_head, self._frozen_head = lm, blank(output_head(lm)), None
+
+    def _head(self) -> nn.Module | None:
+        if self._frozen_head is None and any(p.requires_grad for p in output_head(self._lm).parameters()):
+            self._frozen_head = self._blank_head.requires_grad_(False)
+            for parameter in self._frozen_head.parameters():
+                parameter.data = torch.empty_like(parameter, device="meta")
+        return self._frozen_head
+
+    def hidden(self, batch: TokenBatch, layer: int) -> Tensor:
+        """[B, T, D]."""
+        with self.naming("reference"):
+            return torch.zeros(*batch.input_ids_BT.shape, self.width, device="meta")
+
+    def final(self, batch: TokenBatch) -> Tensor:
+        """[A, D]."""
+        with self.naming("reference"):
+            return torch.zeros(len(answer_positions(batch.labels_BT)[0]), self.width, device="meta")
+
+    def logits(self, batch: TokenBatch) -> Tensor:
+        """[A, V]."""
+        with self.naming("reference"):
+            return super().logits(batch)
+
+    def nll(self, batch: TokenBatch) -> Tensor:
+        """[A]."""
+        with self.naming("reference"):
+            return torch.zeros(len(answer_positions(batch.labels_BT)[0]), device="meta")
