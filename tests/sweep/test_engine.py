@@ -134,7 +134,7 @@ def test_ctrl_c_puts_the_trial_back_and_is_no_lost_worker(tmp_path: Path, formul
         with pytest.raises(KeyboardInterrupt):
             run_sweep(spec)
         kept = read_json(tmp_path / "study" / "sweep.json")
-        assert [t["state"] for t in kept["trials"]] == ["finished", "finished", "lost"]
+        assert [t["state"] for t in kept["trials"]] == ["finished", "finished", "interrupted"]
     formula.before = lambda number: None
     assert run_sweep(spec).count("finished") == 6
     assert [call["trial"] for call in calls(tmp_path)] == [0, 1, 2, 2, 2, 3, 4, 5]

@@ -160,7 +160,7 @@ def test_signals_save_and_the_same_command_goes_on(base: dict[str, Any], tmp_pat
         assert read_json(folder / "trial_000" / "status")["state"] == "killed"
         assert (folder / "trial_000" / "checkpoints" / "last.ckpt").is_file()
         kept = json.loads((folder / "sweep.json").read_text())
-        assert [(t["number"], t["state"]) for t in kept["trials"]] == [(0, "lost")]
+        assert [(t["number"], t["state"]) for t in kept["trials"]] == [(0, "interrupted")]
         reached = last_step(folder / "trial_000")
     steps = [row["step"] for row in read_lines(folder / "trial_000" / "metrics.jsonl") if row["key"] == "train/loss"]
     assert steps == list(range(len(steps)))

@@ -145,7 +145,7 @@ def start(words: Sequence[str], trials: int | None, workers: int, wait: bool, ag
     for worker in team.ended:
         if worker.code and worker.code > 0 and worker.code not in (INTERRUPTED, PREEMPTED) and not worker.said():
             note(f"a worker ended with status {worker.code}; {worker.log} says more")
-    _leave(code or status_of(team.ended), words)
+    _leave(code or status_of(team.ended), [*words, *said])
 
 
 def _tend(team: Workers, study: optuna.Study, spec: SweepSpec, folder: Path, count: int) -> int:

@@ -15,7 +15,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from unlearn.config.fingerprint import plain, to_yaml
 from unlearn.sweep.samplers import meant
-from unlearn.sweep.slots import ERROR, attempt_of, current
+from unlearn.sweep.slots import ERROR, INTERRUPTED, attempt_of, current
 from unlearn.sweep.trial import FINGERPRINT, PATH, RESULTS, SAME_AS, SECONDS
 from unlearn.tracking.files import dump_json, write_atomic
 
@@ -38,10 +38,10 @@ RESULT = "sweep.json"
 class TrialRecord:
     """One trial of a study.
 
-    ``state`` is finished, pruned, failed, lost (to be tried again), running or waiting; ``params`` are the searched keys that took part;
-    ``values`` those of the objectives, in their order (empty unless finished); ``results`` the run's results that objectives and
-    constraints read. ``same_as`` is the number of the trial whose values were taken, as it has the same fingerprint. ``reason`` says why
-    a trial failed; ``attempts`` counts workers that began it.
+    ``state`` is finished, pruned, failed, lost or interrupted (both to be tried again), running or waiting. ``params`` are the keys
+    that took part; ``values`` those of the objectives, in their order (empty unless finished); ``results`` the run's results that
+    objectives and constraints read. ``same_as`` is the number of the trial whose values were taken, as it has the same fingerprint.
+    ``reason`` says why a trial failed; ``attempts`` counts workers that began it.
     """
 
     number: int
@@ -139,7 +139,7 @@ def record_of(spec: SweepSpec, slot: int, trial: FrozenTrial) -> TrialRecord:
     said = trial.user_attrs
     state, error = STATES[trial.state], str(said.get(ERROR, ""))
     if state == "failed" and not error:
-        state = "lost"
+        state = "interrupted" if said.get(INTERRUPTED) else "lost"
     path = said.get(PATH)
     return TrialRecord(
         number=slot,

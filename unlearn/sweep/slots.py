@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from unlearn.config.sweep import SweepSpec
 
-SLOT, ERROR, INTERRUPTIONS, SURPLUS, WORKER = "slot", "error", "interruptions", "surplus", "worker"
+SLOT, ERROR, INTERRUPTIONS, INTERRUPTED, SURPLUS, WORKER = "slot", "error", "interruptions", "interrupted", "surplus", "worker"
 """Attributes of a trial in the study."""
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -86,7 +86,7 @@ def _wanted_again(trial: FrozenTrial, spec: SweepSpec, again: bool) -> bool:
 def _cleared(trial: FrozenTrial) -> FrozenTrial:
     """The trial as its next attempt starts: without what was said of its end."""
     cleared = copy.deepcopy(trial)
-    cleared.user_attrs = {key: value for key, value in cleared.user_attrs.items() if key not in (ERROR, WORKER)}
+    cleared.user_attrs = {key: value for key, value in cleared.user_attrs.items() if key not in (ERROR, INTERRUPTED, WORKER)}
     cleared.system_attrs = {key: value for key, value in cleared.system_attrs.items() if not key.startswith("constraints")}
     return cleared
 

@@ -14,7 +14,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from unlearn.sweep.outcome import SweepOutcome, TrialRecord
 
-STYLES = {"running": "cyan", "pruned": "yellow", "failed": "red", "lost": "red", "finished": "", "waiting": "dim"}
+STYLES = {"running": "cyan", "pruned": "yellow", "failed": "red", "lost": "red", "interrupted": "yellow", "finished": "", "waiting": "dim"}
 MOST = 16
 """Trials that the table shows while a study runs."""
 DASH = "–"
@@ -34,7 +34,7 @@ def number(value: Any) -> str:
 def headline(outcome: SweepOutcome) -> Text:
     """How far the study has come."""
     parts = [f"{outcome.count('finished')} finished"]
-    parts += [f"{outcome.count(state)} {state}" for state in ("running", "pruned", "failed", "lost") if outcome.count(state)]
+    parts += [f"{outcome.count(state)} {state}" for state in ("running", "pruned", "failed", "lost", "interrupted") if outcome.count(state)]
     text = Text.assemble((outcome.name, "bold"), f": {', '.join(parts)}, of {outcome.wanted}")
     beyond = sum(trial.state == "finished" and not trial.feasible for trial in outcome.trials)
     if beyond:

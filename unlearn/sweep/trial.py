@@ -19,7 +19,7 @@ from unlearn.config.fingerprint import fingerprint
 from unlearn.errors import ConfigError, Preempted, RunError, Stopped, UnlearnError, did_you_mean
 from unlearn.run import execute
 from unlearn.sweep.samplers import choose
-from unlearn.sweep.slots import DONE, ERROR, INTERRUPTIONS, SURPLUS, WORKER, current, identity, slot_of
+from unlearn.sweep.slots import DONE, ERROR, INTERRUPTED, INTERRUPTIONS, SURPLUS, WORKER, current, identity, slot_of
 from unlearn.tracking.reader import read_run
 from unlearn.tracking.rundir import CONFIG, STATUS, run_path
 
@@ -69,11 +69,11 @@ class Objective:
             self.errors = []
             raise
         except (KeyboardInterrupt, Preempted) as stop:
-            trial.set_user_attr(INTERRUPTIONS, int(trial.user_attrs.get(INTERRUPTIONS, 0)) + 1)
+            self._interrupted(trial)
             self.stopped = stop
             raise Surplus("interrupted") from stop
         except Fatal as fatal:
-            trial.set_user_attr(INTERRUPTIONS, int(trial.user_attrs.get(INTERRUPTIONS, 0)) + 1)
+            self._interrupted(trial)
             self.stopped = fatal.__cause__
             raise
         except Exception as error:
@@ -86,6 +86,11 @@ class Objective:
         finally:
             spent = float(trial.user_attrs.get(SECONDS, 0.0))
             trial.set_user_attr(SECONDS, round(spent + time.monotonic() - started, 3))
+
+    def _interrupted(self, trial: optuna.Trial) -> None:
+        """Say that it was not the worker's fault, which may be lost only so often."""
+        trial.set_user_attr(INTERRUPTED, True)
+        trial.set_user_attr(INTERRUPTIONS, int(trial.user_attrs.get(INTERRUPTIONS, 0)) + 1)
 
     def _wanted(self, trial: optuna.Trial) -> int:
         """Place of the trial.
