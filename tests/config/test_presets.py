@@ -140,3 +140,25 @@ def test_the_readmes_commands_load() -> None:
     for words in commands:
         files = [CONFIGS.parent / word for word in words if word.endswith(".yaml")]
         assert load_config(files, [word for word in words if "=" in word]).out.startswith("runs/")
+
+
+@pytest.mark.slow
+def test_the_doctors_estimate_agrees() -> None:
+    """Its rehearsal of a training step counts the same weights and the same SAE."""
+    import torch
+    from sae_lens.saes.jumprelu_sae import JumpReLUSAE, JumpReLUSAEConfig
+    from transformers import Gemma2Config
+
+    from unlearn.estimate.memory import estimate
+    from unlearn.estimate.stand_in import Size
+    from unlearn.models.sae import FrozenSAE
+
+    model = "gemma-2-2b"
+    config, text, sizes = preset(model), MODELS[model].read_text(encoding="utf-8"), TRUE[model]
+    with torch.device("meta"):
+        sae = JumpReLUSAE(JumpReLUSAEConfig(d_in=sizes["hidden_size"], d_sae=LATENTS["width_16k"], device="meta"))
+    found = estimate(config, Gemma2Config(**sizes), sae=FrozenSAE(sae, config.sae.layer), size=Size(rows=8, tokens=32, answer=8)).device
+    said = re.search(r"memory: weights ([\d.]+) GB, SAE ([\d.]+) GB", text)
+    assert said
+    assert found["weights"] / 1e9 == pytest.approx(float(said[1]), rel=0.02)
+    assert found["sae"] / 1e9 == pytest.approx(float(said[2]), rel=0.02)
