@@ -52,6 +52,17 @@ def test_two_processes_train_as_one_does(found: Found, label: str) -> None:
     assert weight_difference(*ranks) == 0.0
 
 
+def test_two_processes_with_two_micro_batches_each_train_as_one_with_one(found: Found) -> None:
+    """Rows of very different lengths in every quarter of a step; a loss that compares all rows with one another."""
+    one, ranks = found.one["sae_guided"], ended(found, 'sae_guided {"accumulate": 2}')[1:]
+    for seen in ranks:
+        assert len(seen["terms"]) == 2 * STEPS
+        for half in (0, 1):
+            assert loss_difference(one, {**seen, "terms": seen["terms"][half::2]}) <= TOLERANCE
+        assert gradient_difference(one, seen) <= TOLERANCE
+        assert weight_difference(one, seen) <= TOLERANCE
+
+
 @pytest.mark.parametrize("label", CASES)
 def test_no_method_needs_more_than_plain_ddp(found: Found, label: str) -> None:
     assert {seen["strategy"] for seen in ended(found, label)[1:]} == {"DDPStrategy"}
