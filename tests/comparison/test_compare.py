@@ -37,16 +37,22 @@ def config(tmp_path: Path) -> Path:
 
 
 def go(
-    config: Path, ledger: Path, methods: str = "none,gradient_ascent,kl_min", *, jobs: int = 1, words: tuple[str, ...] = ()
+    config: Path,
+    ledger: Path,
+    methods: str = "none,gradient_ascent,kl_min",
+    *,
+    jobs: int = 1,
+    words: tuple[str, ...] = (),
+    out: Path | None = None,
 ) -> dict[str, Any]:
-    start([str(config), *words], methods, 3, "2", False, "relearn", "kl_min", jobs, ledger, None)
+    start([str(config), *words], methods, 3, "2", False, "relearn", "kl_min", jobs, ledger, out)
     summary: dict[str, Any] = json.loads((ledger / "summary.json").read_text())
     return summary
 
 
 def test_two_processes_then_a_fresh_clone(config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ledger = tmp_path / "ledger"
-    summary = go(config, ledger, jobs=2)
+    summary = go(config, ledger, jobs=2, out=tmp_path / "report.html")
     rows = summary["methods"]
     assert set(rows) == {"none", "gradient_ascent", "kl_min"}
     assert all(row["complete"] for row in rows.values())
@@ -54,6 +60,10 @@ def test_two_processes_then_a_fresh_clone(config: Path, tmp_path: Path, capsys: 
     assert {name: row["tuned"] for name, row in rows.items()} == {"none": False, "gradient_ascent": True, "kl_min": True}
     assert rows["kl_min"]["robustness"]["mean"] is not None
     assert "gradient_ascent" in capsys.readouterr().out
+
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")  # of the tests; what tuning tried is in the ledger
+    assert "3 settings · 6 runs" in page
+    assert "trial_00" not in page
 
     tuning = json.loads((ledger / "tuning" / "kl_min.json").read_text())
     assert [trial["number"] for trial in tuning["trials"]] == [0, 1, 2]

@@ -89,4 +89,4 @@ def test_many_runs_keep_their_labels_apart():
         heights = sorted(text.get_position()[1] for text in ax.texts if text.get_text().startswith("run"))
         assert len(heights) == named
         assert min(b - a for a, b in zip(heights, heights[1:], strict=False)) > 0.07
-    assert "grey: 6 others" in {text.get_text() for text in ax.texts}
+    assert "grey: 6 others" in {text.get_text() for text in ax.figure.texts}

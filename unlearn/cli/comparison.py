@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 from rich.text import Text
@@ -12,7 +13,13 @@ from rich.text import Text
 from unlearn.cli.arguments import split
 from unlearn.cli.console import complain, console, note
 from unlearn.cli.matrix import chosen, seeds_of
+from unlearn.cli.report import publish
 from unlearn.errors import ConfigError, RunError
+from unlearn.tracking.reader import read_runs
+from unlearn.tracking.rundir import is_run, run_path
+
+if TYPE_CHECKING:
+    from unlearn.comparison.plan import Plan
 
 
 def start(
@@ -33,8 +40,6 @@ def start(
         UnlearnError: the configuration is wrong, or the ledger is another comparison's; nothing was run.
         typer.Exit: with 2 if a method failed, 130 if interrupted.
     """
-    if out is not None:
-        raise ConfigError(f"--out writes a report of runs, which --trials does not; found {out}. The summary is in the ledger.")
     if jobs is not None and jobs < 1:
         raise ConfigError(f"--jobs must be >= 1; found {jobs}.")
     from unlearn.comparison import compare, read_plan
@@ -65,10 +70,21 @@ def start(
     console().print(comparison_lines(summary))
     progress = summary["progress"]
     note(f"{progress['tests']} of {progress['tests_in_all']} tests are made; everything is in {plan.ledger}")
+    tests = [path for method in summary["methods"] for path in _tests(plan, method)]
+    if out is not None and tests:
+        publish(read_runs(tests), out)
+    elif out is not None:
+        note("no report: the folders of the test runs are not here, only the ledger")
     for what, why in failures.items():
         complain(RunError(f"{what}: {why}"))
     if failures:
         raise typer.Exit(2)
+
+
+def _tests(plan: Plan, method: str) -> list[Path]:
+    """Folders of the test runs of ``method`` that are there."""
+    folder = run_path(plan.validation(method).out, f"{plan.name}/{method}")
+    return [path for seed in plan.seeds if is_run(path := folder / f"seed{seed}")]
 
 
 def how_many(seeds: str | None) -> list[int]:

@@ -29,6 +29,14 @@ def panel(title: str, height: float = HEIGHT, left: float = 0.86, right: float =
     return figure, ax
 
 
+def others(ax: Axes, count: int) -> None:
+    """Say, in the line of the title, how many settings are drawn in grey."""
+    if count:
+        figure = ax.figure
+        height = figure.get_size_inches()[1]
+        figure.text(0.98, 1 - 0.28 / height, f"grey: {count} others", ha="right", color=PALETTE["muted"], fontsize=8.5)
+
+
 def row_panel(title: str, labels: Sequence[str], top: float = 0.36) -> tuple[Figure, Axes]:
     """An empty panel with one line for each label, the first on top."""
     step = 0.42 if len(labels) <= 8 else 0.24

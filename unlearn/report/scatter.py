@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from unlearn.report.names import BASE_METHOD, GOLD_METHOD
 from unlearn.report.objectives import Look
-from unlearn.report.panels import dot, panel, row_panel, whisker
+from unlearn.report.panels import dot, others, panel, row_panel, whisker
 from unlearn.report.pool import Setting
 from unlearn.report.style import PALETTE, spread
 
@@ -62,9 +62,7 @@ def plane(settings: Sequence[Setting], labels: Sequence[str], looks: Sequence[Lo
         whisker(ax, settings[i].interval(what.y), x, look.color, upright=True)
         dot(ax, x, y, look.color, look.marker, 7 if look.named else 4.5)
     _names(ax, [point for point in known if looks[point[0]].named], labels, looks)
-    rest = sum(not looks[i].named for i, _, _ in known)
-    if rest:
-        ax.text(0.98, 0.03, f"grey: {rest} others", transform=ax.transAxes, ha="right", color=PALETTE["muted"], fontsize=8.5)
+    others(ax, sum(not looks[i].named for i, _, _ in known))
     return figure
 
 
@@ -84,11 +82,21 @@ def _names(ax: Axes, known: Sequence[tuple[int, float, float]], labels: Sequence
     low, high = ax.get_ylim()
     for left in (True, False):
         side = [(i, x, y) for i, x, y in known if (x < 0.5) == left]
-        places = spread([y for _, _, y in side], 0.066 * (high - low), low + 0.05, high - 0.05)
+        gap = 0.066 * (high - low)
+        wishes = [_free(x, y, [(a, b) for j, a, b in known if j != i], len(labels[i]), gap, left=left) for i, x, y in side]
+        places = spread(wishes, gap, low + 0.05, high - 0.05)
         for (i, x, y), place in zip(side, places, strict=True):
             end = x + 0.09 if left else x - 0.09
             ax.plot([x, end - (0.01 if left else -0.01)], [y, place], color=looks[i].color, linewidth=0.7, zorder=2)
             ax.text(end, place, labels[i], color=looks[i].color, ha="left" if left else "right", va="center")
+
+
+def _free(x: float, y: float, rest: Sequence[tuple[float, float]], length: int, gap: float, *, left: bool) -> float:
+    """The height nearest to ``y`` at which the label of the point at (x, y) runs over no other point."""
+    start, end = (x + 0.05, x + 0.12 + 0.02 * length) if left else (x - 0.12 - 0.02 * length, x - 0.05)
+    met = [b for a, b in rest if start < a < end]
+    heights = [y + step * gap for step in (0.0, 0.8, -0.8, 1.6, -1.6)]
+    return next((height for height in heights if all(abs(height - b) > 0.7 * gap for b in met)), y)
 
 
 def two_sample(settings: Sequence[Setting], labels: Sequence[str], looks: Sequence[Look]) -> Figure | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from unlearn.report.objectives import Look
-from unlearn.report.panels import margin, panel
+from unlearn.report.panels import margin, others, panel
 from unlearn.report.pool import Setting
 from unlearn.report.style import PALETTE, spread
 
@@ -87,9 +87,7 @@ def name_lines(ax: Axes, lines: Sequence[Line], labels: Sequence[str], looks: Se
             annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": looks[i].color, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 1},
         )
-    if len(named) < len(lines):
-        text = f"grey: {len(lines) - len(named)} others"
-        ax.text(1.0, 1.02, text, transform=ax.transAxes, ha="right", color=PALETTE["muted"], fontsize=8.5)
+    others(ax, len(lines) - len(named))
 
 
 def _bands(ax: Axes, settings: Sequence[Setting], key: str) -> None:
