@@ -106,7 +106,7 @@ def two_sample(settings: Sequence[Setting], labels: Sequence[str], looks: Sequen
         return None
     figure, ax = row_panel("Can the entities be told from unknown ones?", [labels[i] for i, _ in known])
     ax.set(xlim=(-0.03, 1.03))
-    ax.set_xlabel("AUC of the classifier test (0.5 is indistinguishable);\nbars: chance, 95 % of pairs of unknown groups")
+    ax.set_xlabel("AUC of the classifier test\n(0.5 is indistinguishable; bars: chance)")
     ax.axvline(0.5, color=PALETTE["muted"], linewidth=0.8)
     for row, (i, value) in enumerate(known):
         low, high = (settings[i].number(f"latent/c2st_null_{end}") for end in ("low", "high"))
