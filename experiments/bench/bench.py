@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +100,9 @@ def child(answer: Any, name: str, steps: int) -> None:
         answer.send(f"{type(error).__name__}: {error}")
 
 
-def every(names: Sequence[str], steps: int) -> dict[str, dict[str, float]]:
-    """``measure`` of each method, in a process that is forked from this one, so that libraries are imported once."""
+def every(names: Sequence[str], steps: int, keep: Callable[[dict[str, dict[str, float]]], None]) -> None:
+    """``measure`` of each method, in a process that is forked from this one, so that libraries are imported once; all until then are kept
+    after each."""
     import torch
 
     import unlearn.assembly
@@ -123,11 +124,10 @@ def every(names: Sequence[str], steps: int) -> dict[str, dict[str, float]]:
         if isinstance(said, str):
             sys.exit(f"{name}: {said}")
         found[name] = said
+        if REFERENCE in found:
+            said["step_ratio"] = said["step_cpu_seconds"] / found[REFERENCE]["step_cpu_seconds"]
+        keep(found)
         print(f"{place}/{len(names)} {name}", file=sys.stderr, flush=True)
-    reference = found.get(REFERENCE, {}).get("step_cpu_seconds")
-    for row in found.values():
-        row["step_ratio"] = row["step_cpu_seconds"] / reference if reference else float("nan")
-    return found
 
 
 def table(found: dict[str, dict[str, float]]) -> str:
@@ -135,7 +135,7 @@ def table(found: dict[str, dict[str, float]]) -> str:
     lines = [f"{'method':18}" + "".join(f"{name:>14}" for name in COLUMNS)]
     digits = {"step_cpu_seconds": 3, "step_ratio": 2, "training_memory_mb": 1, "peak_memory_mb": 0}
     for name, row in sorted(found.items(), key=lambda item: item[1]["step_cpu_seconds"]):
-        lines.append(f"{name:18}" + "".join(f"{row[key]:14.{digits[key]}f}" for key in COLUMNS.values()))
+        lines.append(f"{name:18}" + "".join(f"{row.get(key, float('nan')):14.{digits[key]}f}" for key in COLUMNS.values()))
     lines += [f"an evaluation: {row['evaluation_cpu_seconds']:.1f} CPU s" for row in found.values() if "evaluation_cpu_seconds" in row]
     return "\n".join(lines)
 
@@ -173,12 +173,16 @@ def main() -> None:
     path = HERE / "results" / "bench.json"
     path.parent.mkdir(exist_ok=True)
     kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def keep(part: dict[str, Any]) -> None:
+        kept.update(part)
+        path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+
     if given.only != "tracking":
         names = given.methods.split(",") if given.methods else methods()
-        kept |= {"steps": given.steps, "methods": every(names, given.steps)}
+        every(names, given.steps, lambda found: keep({"steps": given.steps, "methods": found}))
     if given.only != "methods":
-        kept["tracking"] = tracking(given.tracked_steps)
-    path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+        keep({"tracking": tracking(given.tracked_steps)})
     print(
         "\n\n".join(
             [*([table(kept["methods"])] if "methods" in kept else []), *([tracked(kept["tracking"])] if "tracking" in kept else [])]
