@@ -221,7 +221,7 @@ def test_code_beside_a_known_model_does_not_run(own_code):
 
 
 def test_a_model_that_needs_its_own_code_is_refused_unless_asked_for(own_code):
-    from unlearn.cli.inspection import _lm
+    from unlearn.cli.pieces import Pieces
 
     folder, marker = own_code
     change(folder / "config.json", auto_map=AUTO, model_type="own", architectures=["OwnModel"])
@@ -231,7 +231,7 @@ def test_a_model_that_needs_its_own_code_is_refused_unless_asked_for(own_code):
         {"name": "a", "model": {"path": str(folder)}, "data": {"source": "world"}, "method": {"name": "npo"}}, (), plugin_schemas()
     )
     with pytest.raises(ModelError, match="could not be loaded"):
-        _lm(run)
+        _ = Pieces(run).lm_config
     assert not marker.exists()
     load_lm(ModelConfig(path=str(folder), trust_remote_code=True), None)
     assert marker.exists()  # the trap works

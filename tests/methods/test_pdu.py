@@ -9,8 +9,11 @@ from torch import distributed, multiprocessing
 
 from tests.toys import Toy, toy
 from unlearn.errors import ConfigError
+from unlearn.functional.parts import Accumulation
+from unlearn.functional.ranks import across_ranks
 from unlearn.methods.base import MethodContext
 from unlearn.methods.pdu import PDU, PDUConfig, dual_step, margin_loss
+from unlearn.types import TokenBatch
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +75,24 @@ def test_the_weight_waits_for_the_end_of_the_warm_up_then_follows_the_mean_of_th
     assert weights == pytest.approx([1.0, 1.0, 1.0, 1.0, 1.5, 2.0])
 
 
-def test_micro_batches_of_one_step_share_a_weight_and_each_counts(made: Toy) -> None:
-    pdu = made.method("pdu", retain_weight=1.0, eps=0.0, eta=1.0, warmup=0.0)
+def test_micro_batches_of_one_step_share_a_weight_which_moves_once_by_the_loss_of_the_whole_step(made: Toy) -> None:
+    settings = {"retain_weight": 1.0, "eps": 0.0, "eta": 1.0, "warmup": 0.0}
+    whole, pdu = made.method("pdu", **settings), made.method("pdu", **settings)
+    batch = made.batch()
+    parts = [{stream: TokenBatch(*(t[i::2] for t in rows)) for stream, rows in batch.items()} for i in range(2)]
+    whole.before_step(made.lm, 0, 4)
+    retain = whole.loss(made.lm, batch).terms["retain"].item()
     pdu.before_step(made.lm, 0, 4)
-    seen = [pdu.loss(made.lm, made.batch(n)).terms for n in (2, 4)]
-    assert [terms["retain_weight"].item() for terms in seen] == [1.0, 1.0]
+    step = Accumulation()
+    with across_ranks():
+        first = step.first(2, lambda i: pdu.loss(made.lm, parts[i]).terms, bool)
+        second = step.next(1, lambda i: pdu.loss(made.lm, parts[i]).terms)
+    assert [terms["retain_weight"].item() for terms in (first, second)] == [1.0, 1.0]
     pdu.adjust_gradients(made.lm)
-    mean = sum(terms["retain"].item() for terms in seen) / 2
-    assert pdu.weight.item() == pytest.approx(1.0 + mean, rel=1e-6)
+    assert pdu.weight.item() == pytest.approx(1.0 + retain, rel=1e-6)
     pdu.before_step(made.lm, 1, 4)
     pdu.adjust_gradients(made.lm)
-    assert pdu.weight.item() == pytest.approx(1.0 + mean, rel=1e-6)
+    assert pdu.weight.item() == pytest.approx(1.0 + retain, rel=1e-6)
 
 
 def test_the_gradient_uses_the_weight_of_its_own_step(made: Toy) -> None:
