@@ -181,7 +181,7 @@ def measured(case: Case, folder: Path, steps: int = STEPS) -> dict[str, Any]:
     import sae_lens  # noqa: F401  what is imported later would count as resident memory
     import torch
     import transformers.models.auto.modeling_auto  # noqa: F401
-    from lightning.pytorch import Callback
+    from lightning.pytorch import Callback, LightningDataModule
     from torch.profiler import ProfilerActivity, profile, record_function
 
     from unlearn.callbacks.cost import PeakMemory
@@ -218,8 +218,16 @@ def measured(case: Case, folder: Path, steps: int = STEPS) -> dict[str, Any]:
     def fit(count: int, callbacks: list[Callback]) -> None:
         active = {s: batches[s] for s in module.method.streams_of(module.method.config)}
         loader = torch.utils.data.DataLoader([active] * (count * config.trainer.accumulate), batch_size=None)  # type: ignore[arg-type]
+
+        class Same(LightningDataModule):
+            def train_dataloader(self) -> Any:
+                return loader
+
+            def micro_batches(self, step: int) -> list[Any]:
+                return [active] * config.trainer.accumulate
+
         optim = replace(config.optim, steps=count)
-        make_trainer(config.trainer, optim, callbacks, [], trainer_settings(config.trainer)).fit(module, loader)
+        make_trainer(config.trainer, optim, callbacks, [], trainer_settings(config.trainer)).fit(module, datamodule=Same())
 
     before = memory.before
     clock = Clock()

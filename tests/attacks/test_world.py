@@ -1,6 +1,8 @@
 """Both directions, on the embedded world: against a model that has the facts an attack finds them; where nobody ever had them, nothing.
 
-The settings are those of experiments/world_attacks, so that the study's attacks are the ones that are proven here.
+The settings are those of experiments/world_attacks, so that the study's attacks are the ones that are proven here; but for the suffix
+search, which has the quick suite's three tokens: the study's five break so small a model in some worlds, and find a quarter of the facts
+that it tells when asked plainly.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ def results(world: object, tmp_path_factory: pytest.TempPathFactory) -> dict[str
         "tracking": {"enabled": False},
     }
     path = execute(load_config(run, [], plugin_schemas()))
-    done = attack(str(path), ",".join(NAMES), [SETTINGS], ["evaluation.gold=source"])
+    done = attack(str(path), ",".join(NAMES), [SETTINGS], ["evaluation.gold=source", "attack.search.length=3"])
     assert not done.failed
     assert not done.skipped
     return dict(done.results)

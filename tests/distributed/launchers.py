@@ -25,6 +25,7 @@ from unlearn.config.load import load_config
 from unlearn.module import UnlearningModule
 from unlearn.run import execute
 from unlearn.tracking.reader import RunRecord, read_run
+from unlearn.tracking.study import study_name
 
 LIMIT_S = 900
 SHORT = {"bootstrap": "0", "permutations": "1", "null_draws": "0", "max_new_tokens": "2", "every": "0", "samples": "2"}
@@ -239,12 +240,14 @@ def astray(records: Sequence[Sequence[dict[str, Any]]], whole: Sequence[dict[str
 
 
 def mlflow_runs(uri: str, name: str) -> list[Any]:
-    """MLflow runs of that name."""
+    """MLflow runs of that name; ``study/name`` for one of a study."""
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
-    found = client.search_runs([e.experiment_id for e in client.search_experiments()], f"attributes.run_name = '{name}'")
-    return list(found)
+    study = study_name(name)
+    own = name.removeprefix(f"{study}/")
+    found = client.search_runs([e.experiment_id for e in client.search_experiments()], f"attributes.run_name = '{own}'")
+    return [run for run in found if run.data.tags.get("study", "") == study]
 
 
 def record_of(config: dict[str, Any], name: str) -> RunRecord:

@@ -59,7 +59,7 @@ def test_a_bad_trial_is_ended_early_and_everything_is_in_mlflow(base: dict[str, 
     (experiment,) = [e for e in client.search_experiments() if e.name == "unlearn"]
     (parent,) = client.search_runs([experiment.experiment_id], "tags.sweep = 'pruned' and tags.kind = 'sweep'")
     children = client.search_runs([experiment.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
-    assert {run.info.run_name for run in children} == {f"pruned/trial_{i:03d}" for i in range(3)}
+    assert {run.info.run_name for run in children} == {f"trial_{i:03d}" for i in range(3)}
     assert {run.info.status for run in children} == {"FINISHED"}
     assert parent.info.status == "FINISHED"
     assert out.best is not None

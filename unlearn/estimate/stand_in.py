@@ -43,18 +43,29 @@ def tokenizer() -> Any:
 
 
 def rows_of(sizes: Mapping[str, Size], first: int = 0) -> dict[str, tuple[Row, ...]]:
-    """Rows of every stream; each names its entity in two words at the start."""
+    """Rows of every stream, two facts about each target; each row names its entity in two words at the start."""
     made: dict[str, tuple[Row, ...]] = {}
     for place, (stream, size) in enumerate(sizes.items()):
         rows = []
         for i in range(size.rows):
             number = first + place * 10_000 + i
-            name = f"w{number % WORDS} w{number // 7 % WORDS}"
+            who = number - i % 2 if stream == "forget" else number
+            name = f"w{who % WORDS} w{(place * 200 + who % 10_000) % WORDS}"
             words = [f"w{(number * 31 + j * 7) % WORDS}" for j in range(size.tokens)]
             prompt = " ".join([name, *words[: max(0, size.tokens - size.answer - 2)]])
             answer = " ".join(words[: max(1, size.answer)])
             wrong = tuple(" ".join(words[k : k + max(1, size.answer)]) for k in (1, 2, 3))
-            rows.append(Row(row_id=number, entity=name, prompt=prompt, answer=answer, mentions=(name,), perturbed_answers=wrong))
+            rows.append(
+                Row(
+                    row_id=number,
+                    entity=name,
+                    prompt=prompt,
+                    answer=answer,
+                    mentions=(name,),
+                    attribute=f"fact {i % 2}",
+                    perturbed_answers=wrong,
+                )
+            )
         made[stream] = tuple(rows)
     return made
 

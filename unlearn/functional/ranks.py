@@ -158,13 +158,15 @@ def averaged(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def own_share(n: int) -> range:
-    """Places, among ``n`` rows that every process knows, of those that are this one's: every W-th from its rank on.
+    """Places, among ``n`` rows that every process knows, of those that are this share's: as ``SharedRows`` has them, every A-th from
+    micro-batch m on, and of these every W-th from the process's rank on.
 
     >>> list(own_share(3))
     [0, 1, 2]
     """
-    size = n_ranks()
-    return range(dist.get_rank() if size > 1 else 0, n, size)
+    size, step = n_ranks(), parts() if _TOGETHER.get() else None
+    rank = dist.get_rank() if size > 1 else 0
+    return range(rank, n, size) if step is None else range(rank * step.n + step.index, n, size * step.n)
 
 
 class SharedRows:
