@@ -247,9 +247,11 @@ def typed_into(run: Path, keys: list[bytes]) -> tuple[int, str]:
     process = subprocess.Popen([sys.executable, "-m", "unlearn", "chat", str(run)], stdin=slave, stdout=slave, stderr=slave, env=keep)
     os.close(slave)
     shown, deadline, waiting = "", time.monotonic() + 240, list(keys)
-    seen = 0
+    seen, quiet = 0, 0
     while time.monotonic() < deadline:
+        quiet += 1
         if select.select([master], [], [], 1)[0]:
+            quiet = 0
             try:
                 part = os.read(master, 65536)
             except OSError:  # the other end is closed
@@ -257,6 +259,9 @@ def typed_into(run: Path, keys: list[bytes]) -> tuple[int, str]:
             if not part:
                 break
             shown += part.decode("utf-8", "replace")
+        if keys[-1] == CTRL_C and not waiting and quiet >= 5:  # the first one came after the prompt and before the terminal waited for keys
+            process.send_signal(signal.SIGINT)
+            quiet = 0
         if waiting and shown.count("› ") > seen:
             seen = shown.count("› ")
             key = waiting.pop(0)
