@@ -246,6 +246,13 @@ def typed_into(run: Path, keys: list[bytes]) -> tuple[int, str]:
     keep = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "TERM": "xterm"}
     process = subprocess.Popen([sys.executable, "-m", "unlearn", "chat", str(run)], stdin=slave, stdout=slave, stderr=slave, env=keep)
     os.close(slave)
+
+    def press(key: bytes) -> None:
+        if key == CTRL_C:  # the test's terminal is nobody's controlling one
+            process.send_signal(signal.SIGINT)
+        else:
+            os.write(master, key)
+
     shown, deadline, waiting = "", time.monotonic() + 240, list(keys)
     seen, quiet = 0, 0
     while time.monotonic() < deadline:
@@ -259,16 +266,12 @@ def typed_into(run: Path, keys: list[bytes]) -> tuple[int, str]:
             if not part:
                 break
             shown += part.decode("utf-8", "replace")
-        if keys[-1] == CTRL_C and not waiting and quiet >= 5:  # the first one came after the prompt and before the terminal waited for keys
-            process.send_signal(signal.SIGINT)
-            quiet = 0
         if waiting and shown.count("› ") > seen:
             seen = shown.count("› ")
-            key = waiting.pop(0)
-            if key == CTRL_C:  # the test's terminal is nobody's controlling one
-                process.send_signal(signal.SIGINT)
-            else:
-                os.write(master, key)
+            press(waiting.pop(0))
+        elif not waiting and quiet >= 5:  # a key that came after the prompt and before the terminal waited for keys is lost
+            press(keys[-1])
+            quiet = 0
     try:
         return process.wait(60), shown
     finally:
