@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-import pty
-import select
 import shutil
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pexpect
 import pytest
 import torch
 
@@ -33,7 +31,7 @@ from unlearn.tracking.files import read_json
 ROOT = Path(__file__).parents[1]
 ANN, CARLA = PEOPLE["forget"][0], PEOPLE["retain"][0]
 TYPED = [f"Where was {ANN} born?", f"where was {CARLA.lower()} born?", "Where was [Zork Blue] born?", "Hello there"]
-CTRL_C, CTRL_D = b"\x03", b"\x04"
+PROMPT = "› "
 pytestmark = pytest.mark.slow
 
 
@@ -240,49 +238,36 @@ def test_wrong_options_are_refused(
     assert message in done.err
 
 
-def typed_into(run: Path, keys: list[bytes]) -> tuple[int, str]:
-    """A terminal in which ``keys`` are typed, each when the prompt is there; exit status and everything shown."""
-    master, slave = pty.openpty()
-    keep = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100", "TERM": "xterm"}
-    process = subprocess.Popen([sys.executable, "-m", "unlearn", "chat", str(run)], stdin=slave, stdout=slave, stderr=slave, env=keep)
-    os.close(slave)
-
-    def press(key: bytes) -> None:
-        if key == CTRL_C:  # the test's terminal is nobody's controlling one
-            process.send_signal(signal.SIGINT)
-        else:
-            os.write(master, key)
-
-    shown, deadline, waiting = "", time.monotonic() + 240, list(keys)
-    seen, quiet = 0, 0
-    while time.monotonic() < deadline:
-        quiet += 1
-        if select.select([master], [], [], 1)[0]:
-            quiet = 0
-            try:
-                part = os.read(master, 65536)
-            except OSError:  # the other end is closed
-                break
-            if not part:
-                break
-            shown += part.decode("utf-8", "replace")
-        if waiting and shown.count("› ") > seen:
-            seen = shown.count("› ")
-            press(waiting.pop(0))
-        elif not waiting and quiet >= 5:  # a key that came after the prompt and before the terminal waited for keys is lost
-            press(keys[-1])
-            quiet = 0
+def typed_into(run: Path, lines: list[str], leave: Callable[[pexpect.spawn], None]) -> tuple[int, str]:
+    """A terminal in which ``lines`` are typed, each when readline waits for keys, then ``leave``; exit status and everything shown."""
+    shown = io.StringIO()
+    keep = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "PYTHONUTF8": "1"}
+    terminal = pexpect.spawn(
+        sys.executable, ["-m", "unlearn", "chat", str(run)], env=keep, dimensions=(40, 100), timeout=240, encoding="utf-8"
+    )
+    terminal.logfile_read = shown
     try:
-        return process.wait(60), shown
+        for line in [*lines, None]:
+            terminal.expect_exact(PROMPT)
+            if find_spec("readline"):  # else input() itself reads, and nothing is lost
+                assert terminal.waitnoecho(60)  # a key that comes before that would go to the terminal, not to readline
+            if line is None:
+                leave(terminal)
+            else:
+                terminal.sendline(line)
+        terminal.expect(pexpect.EOF)
+        terminal.wait()
     finally:
-        process.kill()
-        os.close(master)
+        terminal.close(force=True)
+    assert terminal.exitstatus is not None, shown.getvalue()[-2000:]
+    return terminal.exitstatus, shown.getvalue()
 
 
-@pytest.mark.parametrize("end", [CTRL_D, CTRL_C], ids=["ctrl-d", "ctrl-c"])
-def test_the_terminal_greets_answers_and_leaves(run: Path, talk: Conversation, end: bytes) -> None:
-    full = end == CTRL_D
-    code, shown = typed_into(run, [*([b"1\n", b"Where was [Zork Blue] born?\n", b"Hello\n", b"?\n", b"more\n"] if full else []), end])
+@pytest.mark.parametrize("key", ["ctrl-d", "ctrl-c"])
+def test_the_terminal_greets_answers_and_leaves(run: Path, key: str) -> None:
+    full = key == "ctrl-d"
+    leave = pexpect.spawn.sendeof if full else pexpect.spawn.sendintr
+    code, shown = typed_into(run, ["1", "Where was [Zork Blue] born?", "Hello", "?", "more"] if full else [], leave)
     assert code == 0, shown[-2000:]
     assert "Traceback" not in shown
     assert f"{ANN}" in shown
