@@ -63,7 +63,7 @@ def test_a_run_from_files_to_results_and_mlflow(mini: dict[str, Any]) -> None:
     steps = [m.step for m in client.get_metric_history(run.info.run_id, "train/loss")]
     assert steps == [0, 1, 2, 3, 4, 5]
     assert [m.step for m in client.get_metric_history(run.info.run_id, "forget/accuracy_paraphrased")] == [0]  # a result alone is a bar
-    assert run.data.tags["mlflow.note.content"].split()[0] in ("Forgot", "Did")
+    assert run.data.tags["mlflow.note.content"].split()[0] in ("Stopped", "Did")
     drawn = {item.path for item in client.list_artifacts(run.info.run_id, "plots")}
     assert {"plots/steps_p_unknown.png", "plots/steps_p_unknown.svg", "plots/picture.png"} <= drawn
     assert {"results.json", "samples.jsonl", "config.yaml"} <= {f.path.split("/")[-1] for f in client.list_artifacts(run.info.run_id)}

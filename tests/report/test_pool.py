@@ -8,10 +8,11 @@ import pytest
 from scipy.stats import bootstrap
 
 from unlearn.report.columns import COLUMNS, columns_of, lines_of
+from unlearn.report.headline import headline
 from unlearn.report.objectives import MOST_NAMED, front, looks, sides, standing
 from unlearn.report.pool import pool
 from unlearn.report.style import PALETTE
-from unlearn.report.words import headline, verdicts
+from unlearn.report.words import verdicts
 from unlearn.tracking.reader import RunRecord
 
 
@@ -146,7 +147,7 @@ def test_of_many_settings_the_most_successful_have_colours():
 
 def test_the_headline_counts_settings():
     text = headline(verdicts(pool(seeds([0.0, 0.0]))), "setting")
-    assert text == "Of one trained setting, one forgot."
+    assert text.startswith("Of one trained setting, one stopped answering. No attack was made")
 
 
 def test_a_setting_is_told_from_another_by_its_keys_not_its_seed():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from unlearn.functional.contrast import cell_means
-from unlearn.functional.judgement import TOLERANCE, attack_excesses
+from unlearn.functional.judgement import attack_excesses, leaks
 from unlearn.report.names import DASH, plain
 from unlearn.report.style import PALETTE, house_style, save
 from unlearn.tracking.files import read_json
@@ -187,13 +187,14 @@ def _recovered(ax: Axes, rows: Sequence[tuple[str, Mapping[str, Mapping[str, flo
 def attack_rows(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """One line for each attack, most telling first: name, target, control, excess with interval, gold model."""
     lines: list[tuple[str, ...]] = []
-    for name, (beyond, low) in sorted(attack_excesses(results).items(), key=lambda item: -item[1][0]):
+    out = leaks(results)
+    for name, _ in sorted(attack_excesses(results).items(), key=lambda item: -item[1][0]):
         key = f"attack/{name}"
         target = next((results[f"{key}_{m}"] for m in ("accuracy", "recovery") if f"{key}_{m}" in results), float("nan"))
         ends = [results.get(f"{key}_excess/ci_{end}") for end in ("low", "high")]
         interval = f" ({ends[0]:+.2f} to {ends[1]:+.2f})" if None not in ends else ""
         gold = results.get(f"{key}_gold")
-        mark = "gets facts out" if beyond > TOLERANCE and low > 0 else ""
+        mark = "gets facts out" if name in out else ""
         shown = f"{results[f'{key}_excess']:+.2f}{interval}", DASH if gold is None else f"{gold:.2f}", mark
         lines.append((name, f"{target:.2f}", f"{results[f'{key}_control']:.2f}", *shown))
     return lines

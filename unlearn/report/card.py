@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unlearn.functional.judgement import TOLERANCE, attack_excesses
+from unlearn.functional.judgement import TOLERANCE, attack_excesses, leaks
 from unlearn.report.attacks import HEADINGS, attack_rows
 from unlearn.report.names import number, percent, plain
 from unlearn.report.words import verdict
@@ -139,11 +139,10 @@ GENERAL = (
 def _limits_of_result(p: Mapping[str, Any], record: RunRecord) -> list[str]:
     found = []
     numbers = {key: value for key, value in record.results.items() if isinstance(value, int | float)}
-    excesses = attack_excesses(numbers)
     word = p["verdict"]["word"]
-    if word == "hidden" or any(value > TOLERANCE and low > 0 for value, low in excesses.values()):
+    if word == "hidden" or leaks(numbers):
         found.append("The facts are still stored in the weights: attacks get them out (see above). They are muted, not erased.")
-    if not excesses:
+    if not attack_excesses(numbers):
         found.append("No attack was made, so nobody knows whether the facts are still stored. Most methods leave them there.")
     if word == "not forgotten":
         found.append("It still answers questions about what it was to forget.")

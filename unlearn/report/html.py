@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from unlearn.report.columns import columns_of, lines_of
 from unlearn.report.figures import WIDE, describe
+from unlearn.report.headline import headline
 from unlearn.report.names import DASH, duration, labels_of, number, plain, study_of
 from unlearn.report.objectives import MOST_NAMED, standing
 from unlearn.report.pool import ENDS, Setting, pool
 from unlearn.report.provenance import runs, settings
 from unlearn.report.relearning import attacked
 from unlearn.report.samples import questions
-from unlearn.report.words import FORGOTTEN, IN_PART, headline, verdicts
+from unlearn.report.words import FORGOTTEN, IN_PART, verdicts
 from unlearn.tracking.reader import RunRecord
 
 if TYPE_CHECKING:

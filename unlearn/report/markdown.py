@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from unlearn.report.columns import COLUMNS, Column, columns_of, lines_of
+from unlearn.report.headline import headline
 from unlearn.report.names import DASH, labels_of, plain
 from unlearn.report.pool import Setting, pool
 from unlearn.report.provenance import runs, settings
 from unlearn.report.relearning import attacked
-from unlearn.report.words import headline, verdicts
+from unlearn.report.words import verdicts
 from unlearn.tracking.reader import RunRecord
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from unlearn.functional.judgement import KEPT
 from unlearn.functional.objective import AXES, LOWER_IS_BETTER, axes
 from unlearn.functional.pairing import pareto_front
+from unlearn.report.fate import judged_numbers
 from unlearn.report.names import BASE_METHOD, GOLD_METHOD, base_of
 from unlearn.report.pool import Setting, ends_of, mean_of
 from unlearn.report.words import forgotten
-from unlearn.tracking.reader import RunRecord
 
 HEADINGS: Mapping[str, str] = {
     "forgetting": "forgetting: share no\nlonger answered",
@@ -22,8 +22,6 @@ HEADINGS: Mapping[str, str] = {
     "cost": "cost: CPU seconds\nof training",
 }
 """Axis of ``unlearn.functional.objective.axes`` -> heading over two lines."""
-BASED = ("retain/accuracy", "retain/accuracy_unseen", "generic/perplexity")
-"""Results that are compared with the original model's."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ class Side:
 def sides(settings: Sequence[Setting]) -> list[dict[str, Side]]:
     """The five axes of every setting, see ``unlearn.functional.objective.axes``."""
     base = base_of(settings)
-    return [{axis: _side([axes(_numbers(run, base))[axis] for run in s.runs]) for axis in AXES} for s in settings]
+    return [{axis: _side([axes(judged_numbers(run, base))[axis] for run in s.runs]) for axis in AXES} for s in settings]
 
 
 def measured(found: Sequence[Mapping[str, Side]]) -> list[str]:
@@ -57,12 +55,6 @@ def front(settings: Sequence[Setting]) -> list[bool]:
     points = [[(-1 if axis in LOWER_IS_BETTER else 1) * found[i][axis].mean for axis in chosen] for i in trained]
     on_front = {i for i, best in zip(trained, pareto_front(points), strict=True) if best and len(set(chosen) - set(LOWER_IS_BETTER)) > 1}
     return [i in on_front for i in range(len(settings))]
-
-
-def _numbers(run: RunRecord, base: RunRecord | None) -> dict[str, float]:
-    """A run's results that are numbers, and what the original model had where the run does not say."""
-    had = {f"{key}_base": value for key in BASED if base is not None and (value := base.number(key)) is not None}
-    return {**had, **{key: value for key in run.results if (value := run.number(key)) is not None}}
 
 
 def _side(values: Sequence[float]) -> Side:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from unlearn.functional.judgement import TOLERANCE, attack_excesses, judge
+from unlearn.functional.judgement import attack_excesses
 from unlearn.report.attacks import attack_series, best_at, curve_places, relearning_figure
+from unlearn.report.fate import Fate, fate, numbers
 from unlearn.report.names import DASH, base_of, labels_of
-from unlearn.report.objectives import BASED, Look
+from unlearn.report.objectives import Look
 from unlearn.report.panels import WIDTH, margin, panel
 from unlearn.report.pool import Setting
 from unlearn.report.style import PALETTE
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Attacked:
-    """One setting under attack: ``cells`` are (text, interval, whether facts get out), one for each attack."""
+    """One setting under attack: ``cells`` are (text, interval, whether facts get out with any seed), one for each attack."""
 
     label: str
     word: str
@@ -35,33 +36,21 @@ def attacked(settings: Sequence[Setting]) -> tuple[list[str], list[Attacked]]:
     """Names of the attacks that were made, and one line for each setting that was attacked."""
     found = [attack_excesses(numbers(s)) for s in settings]
     names = sorted({name for excesses in found for name in excesses})
-    lines = []
+    lines, base = [], base_of(settings)
     for setting, label, excesses in zip(settings, labels_of(settings), found, strict=True):
         if not excesses:
             continue
-        verdict = judge({**_base(setting, settings), **numbers(setting)})
-        lines.append(Attacked(label, verdict.word, verdict.reason, tuple(_cell(setting, name, excesses) for name in names)))
+        became = fate(setting, base)
+        lines.append(Attacked(label, became.counted, became.reason, tuple(_cell(setting, name, became) for name in names)))
     return names, lines
 
 
-def numbers(setting: Setting) -> dict[str, float]:
-    """The results of a setting that are numbers."""
-    return {key: value for key in setting.results if (value := setting.number(key)) is not None}
-
-
-def _base(setting: Setting, settings: Sequence[Setting]) -> dict[str, float]:
-    """What the original model had, where the study measured it."""
-    base = base_of(settings)
-    return {f"{key}_base": value for key in BASED if base is not None and (value := base.number(key)) is not None}
-
-
-def _cell(setting: Setting, name: str, excesses: dict[str, tuple[float, float]]) -> tuple[str, str, bool]:
+def _cell(setting: Setting, name: str, became: Fate) -> tuple[str, str, bool]:
     value, ends = setting.number(f"attack/{name}_excess"), setting.interval(f"attack/{name}_excess")
     if value is None:
         return DASH, "", False
-    beyond, low = excesses[name]
     shown = [f"{end:+.2f}" for end in ends or ()]
-    return f"{value:+.2f}", " to ".join(shown) if len(set(shown)) == 2 else "", beyond > TOLERANCE and low > 0
+    return f"{value:+.2f}", " to ".join(shown) if len(set(shown)) == 2 else "", name in became.leaks
 
 
 def relearn_curves(settings: Sequence[Setting], labels: Sequence[str], looks: Sequence[Look]) -> Figure | None:
@@ -114,7 +103,7 @@ def relearn_dots(settings: Sequence[Setting], labels: Sequence[str]) -> Figure |
     if not tried:
         return None
     summary = {label: _entries(s, key) for s, label in tried}
-    words = {label: judge({**_base(s, settings), **numbers(s)}).word for s, label in tried}
+    words = {label: fate(s, base_of(settings)).word for s, label in tried}
     return relearning_figure(summary, words, width=WIDTH)
 
 

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from unlearn.functional.judgement import REMEMBERED, WORDS
+from unlearn.report.fate import Fate, fate
 from unlearn.report.names import BASE_METHOD, GOLD_METHOD, base_of, labels_of, original, percent, plain
 from unlearn.tracking.reader import RunRecord, read_run
 
-FORGOTTEN = 0.1
+FORGOTTEN = REMEMBERED
 """An accuracy at or below this counts as forgotten; the same share of the original accuracy where that is known."""
 IN_PART = 0.5
 """An accuracy at or below this counts as forgotten in part."""
@@ -23,7 +25,8 @@ ROLES = {BASE_METHOD: "original model", GOLD_METHOD: "gold model"}
 class Verdict:
     """``role`` is what a reference is, else empty.
 
-    ``forgot`` is yes, in part, no, or empty (not measured); ``alike`` and ``collapsed`` are None where not measured.
+    ``forgot`` is yes, in part, no, or empty (not measured): whether questions are still answered. ``alike`` (the classifier test inside
+    the model does not recognise the entities) and ``collapsed`` are None where not measured. ``fate`` is what became of the facts.
     """
 
     label: str
@@ -33,6 +36,12 @@ class Verdict:
     collapsed: bool | None
     sentence: str
     role: str = ""
+    fate: Fate = Fate("", "", "", 0, {})
+
+    @property
+    def erased(self) -> bool:
+        """Whether attacks were made and the facts withstood them with every seed, in a model that is as good as before."""
+        return self.forgot == "yes" and self.fate.word == WORDS[-1]
 
 
 def sentence_of(path: Path) -> str:
@@ -51,34 +60,18 @@ def verdict(record: RunRecord, label: str, base: RunRecord | None = None) -> Ver
     """Judge one run; ``base`` is the run that measures the original model."""
     reference = record.method in (BASE_METHOD, GOLD_METHOD)
     forgot, alike, collapsed = "" if reference else forgotten(record, base), indistinguishable(record), _collapsed(record)
+    became = fate(record, base)
     if reference:
         sentence = _sentence(
             "Not trained" if record.method == BASE_METHOD else "Trained without the entities", [_knows(record), _alike_clause(record)]
         )
     else:
-        main, rest = _forgot_clause(record, forgot, base), [_alike_clause(record), _cost_clause(record, base), _collapse_clause(record)]
-        sentence = _sentence(main, [*rest, _relearn_clause(record), _inference_clause(record)])
-    return Verdict(label, reference, forgot, alike, collapsed, _unfinished(record) + sentence, ROLES.get(record.method, ""))
-
-
-def headline(judged: Sequence[Verdict], noun: str = "run") -> str:
-    """The outcome of all runs, or settings, together."""
-    trained = [v for v in judged if not v.reference and v.forgot]
-    if not trained:
-        return ""
-    forgot = [v for v in trained if v.forgot == "yes"]
-    sound = [v for v in forgot if not v.collapsed]
-    alike = [v for v in sound if v.alike]
-    in_part = sum(v.forgot == "in part" for v in trained)
-    text = f"Of {_count(len(trained), f'trained {noun}')}, {_number_word(len(forgot))} forgot"
-    text += f" and {_number_word(in_part)} did so in part" if in_part else ""
-    if forgot and len(sound) < len(forgot):
-        text += f", {_number_word(len(sound))} without collapsing"
-    if any(v.alike is not None for v in sound):
-        names = f" ({', '.join(v.label for v in alike)})" if 0 < len(alike) <= 4 else ""
-        some = f"; {_number_word(len(alike))} of these cannot be told from a model that never knew the entities{names}"
-        text += some if alike else "; inside, every one of these can still be told from a model that never knew the entities"
-    return text + "."
+        between = ", but " if alike and became.leaks else "; "
+        inside = between.join(part for part in (_alike_clause(record), _facts_clause(record, forgot, became)) if part)
+        rest = [inside, _cost_clause(record, base), _collapse_clause(record), _inference_clause(record)]
+        sentence = _sentence(_forgot_clause(record, forgot, base), rest)
+    role = ROLES.get(record.method, "")
+    return Verdict(label, reference, forgot, alike, collapsed, _unfinished(record) + sentence, role, became)
 
 
 def forgotten(record: RunRecord, base: RunRecord | None) -> str:
@@ -117,7 +110,7 @@ def _forgot_clause(record: RunRecord, forgot: str, base: RunRecord | None) -> st
     refusals, before = record.number("forget/refusal_rate"), original(record, "forget/accuracy", base)
     if not forgot:
         return ""
-    main = {"yes": "Forgot", "in part": "Forgot in part", "no": "Did not forget"}[forgot]
+    main = {"yes": "Stopped answering", "in part": "Stopped answering in part", "no": "Did not forget"}[forgot]
     details = []
     if value is not None:
         details.append(
@@ -135,13 +128,13 @@ def _alike_clause(record: RunRecord) -> str:
     if auc is None:
         return ""
     if low is None or high is None:
-        return f"a classifier separates its entities from unknown ones with an AUC of {auc:.2f} (0.5 is chance)"
-    spread = f"AUC {auc:.2f}, chance gives {low:.2f} to {high:.2f}"
+        return f"a classifier inside the model separates its entities from unknown ones with an AUC of {auc:.2f} (0.5 is chance)"
+    spread = f"C2ST AUC {auc:.2f}, chance gives {low:.2f} to {high:.2f}"
     if auc > high:
-        return f"inside the model the entities still stand apart from unknown ones ({spread})"
+        return f"inside the model a classifier still tells the entities from unknown ones ({spread})"
     if auc < low:
-        return f"no classifier tells the entities from unknown ones, though the test reads lower than chance explains ({spread})"
-    return f"inside the model the entities cannot be told from unknown ones ({spread})"
+        return f"inside the model a classifier does not tell the entities from unknown ones, though it reads below chance ({spread})"
+    return f"inside the model a classifier does not tell the entities from unknown ones ({spread})"
 
 
 def _cost_clause(record: RunRecord, base: RunRecord | None) -> str:
@@ -169,12 +162,29 @@ def _collapse_clause(record: RunRecord) -> str:
     return ("it collapsed" + (f": {reason}" if reason else "")) if collapsed else "it did not collapse"
 
 
+def _facts_clause(record: RunRecord, forgot: str, became: Fate) -> str:
+    """What attacks get out, or that nobody tried."""
+    parts = [_relearn_clause(record)]
+    others = [f"{name} {percent(share)}" for name, share in became.leaks.items() if name != "relearn" or not parts[0]]
+    if others:
+        also = "other attacks get facts out as well" if "relearn" in became.leaks and parts[0] else "attacks get facts out"
+        parts.append(f"{also} ({', '.join(others)} beyond their controls)")
+    elif became.attacks and not became.leaks and forgot in ("yes", "in part"):
+        kinds = "the one attack that was made does not get" if became.attacks == 1 else f"none of {became.attacks} attacks gets"
+        parts.append(f"{kinds} facts out beyond its control" + (": erased, as far as that tells" if became.word == WORDS[-1] else ""))
+    elif not became.attacks and forgot in ("yes", "in part"):
+        parts.append("whether the facts are erased or only hidden was not tested")
+    return ", and ".join(part for part in parts if part)
+
+
 def _relearn_clause(record: RunRecord) -> str:
-    back, control = record.number("attack/relearn_recovery"), record.number("attack/relearn_control")
+    back, control, gold = (record.number(f"attack/relearn_{name}") for name in ("recovery", "control", "gold"))
     if back is None:
         return ""
-    beside = f", against {percent(control)} of facts it never knew" if control is not None else ""
-    return f"relearning a few other facts brings {percent(back)} of the forgotten ones back{beside}"
+    beside = [f"{percent(control)} of facts it never knew"] if control is not None else []
+    beside += [f"{percent(gold)} in a model that never saw them"] if gold is not None else []
+    against = f" (against {' and '.join(beside)})" if beside else ""
+    return f"relearning a few other facts brings {percent(back)} of the forgotten ones back{against}"
 
 
 def _inference_clause(record: RunRecord) -> str:
@@ -191,11 +201,3 @@ def _unfinished(record: RunRecord) -> str:
         "killed": "Interrupted",
         "failed": "Failed",
     }.get(state, plain(state)) + (f" ({reason.rstrip('.')}). " if reason else ". ")
-
-
-def _number_word(n: int) -> str:
-    return ("none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")[n] if n <= 10 else str(n)
-
-
-def _count(n: int, noun: str) -> str:
-    return f"{_number_word(n)} {noun}{'' if n == 1 else 's'}"

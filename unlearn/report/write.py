@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from unlearn.errors import RunError
-from unlearn.tracking.files import write_atomic
+from unlearn.tracking.files import dump_json, read_json, write_atomic
 from unlearn.tracking.reader import RunRecord
 
 if TYPE_CHECKING:
@@ -15,13 +16,15 @@ if TYPE_CHECKING:
 
 STEM = "report"
 """Name of the files in a folder that gets all forms."""
+WRITTEN = ".written.json"
+"""File beside the figures of a report that lists them."""
 
 
 def write_report(records: Sequence[RunRecord], path: str | Path) -> list[Path]:
     """Write the report of ``records`` and return its files, figures left out.
 
     A ``path`` that ends in .html, .md or .tex gets that form; any other is a folder that gets all three, named ``report``. Each figure
-    goes as PNG and SVG to the folder ``<name>_figures`` beside them.
+    goes as PNG and SVG to the folder ``<name>_figures`` beside them; figures that an earlier report left there are deleted.
 
     Raises:
         RunError: there is no run, or ``path`` is a file's name of another kind.
@@ -34,17 +37,40 @@ def write_report(records: Sequence[RunRecord], path: str | Path) -> list[Path]:
         raise RunError(f"--out must end in .html, .md or .tex, or be a folder, which gets them all; found {str(path)!r}.")
     wanted = [target] if suffix in forms else [target / f"{STEM}{form}" for form in (".html", ".md", ".tex")]
     from unlearn.report.figures import figures as draw
-    from unlearn.report.style import save
 
     figures, folder = draw(records), figures_of(wanted[0])
-    for name, figure in figures.items():
-        save(figure, folder, name)
+    keep_figures(figures, folder)
     return [write_atomic(file, forms[file.suffix.lower()](records, figures, folder.name)) for file in wanted]
 
 
 def figures_of(report: Path) -> Path:
     """Where the figures of the report at ``report`` lie."""
     return report.with_name(f"{report.stem}_figures")
+
+
+def keep_figures(figures: Mapping[str, Figure], folder: Path) -> None:
+    """Write the figures, and delete those of an earlier report in the same place that this one has not.
+
+    ``WRITTEN`` in the folder says what a report wrote there, with the hash of each file. Only a file that is listed and unchanged is
+    deleted; everything else in the folder belongs to somebody else.
+    """
+    from unlearn.report.style import save
+
+    before = read_json(folder / WRITTEN)
+    made = {file.name: digest(file) for name, figure in figures.items() for file in save(figure, folder, name)}
+    for name, mark in before.items():
+        file = folder / name
+        if name not in made and name == Path(name).name and file.is_file() and not file.is_symlink() and digest(file) == mark:
+            file.unlink()
+    if made:
+        write_atomic(folder / WRITTEN, dump_json(made, indent=1) + "\n")
+    elif before:
+        (folder / WRITTEN).unlink()
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file's content."""
+    return sha256(file.read_bytes()).hexdigest()
 
 
 def _forms() -> dict[str, Callable[[Sequence[RunRecord], Mapping[str, Figure], str], str]]:
