@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import socket
 import sys
 import traceback
@@ -38,6 +40,13 @@ def ended(pid: int) -> int:
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens at, and that the kernel gives to no connection of its own accord before it is used.
+
+    Drawn anew in every process, whatever seeds its random numbers.
+    """
+    draw = random.SystemRandom()
+    while True:
+        port = draw.randrange(25_000, 32_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("", port))
+            return port

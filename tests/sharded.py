@@ -6,7 +6,6 @@ import contextlib
 import json
 import multiprocessing
 import os
-import socket
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tests.forks import free_port
 from unlearn.config.load import load_config
 from unlearn.config.plugins import plugin_schemas
 
@@ -52,13 +52,6 @@ CASES = (
     Case("sae_guided_lora", {"name": "sae_guided", "objective": "distribution"}, ("model.trainable.mode=lora", "model.lora.rank=2")),
 )
 """Through the logits and by early exit; blocks, everything and adapters."""
-
-
-def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def _rank(rank: int, work: Sequence[Callable[[], object]], port: int, folder: Path) -> None:

@@ -7,7 +7,6 @@ import io
 import json
 import multiprocessing
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from tests.forks import free_port
 from tests.mini import LAYER, lines, make_mini
 from tests.test_restore import digest
 from tests.tiny import tiny_llama, tiny_tokenizer
@@ -408,16 +408,13 @@ def _rank(rank: int, port: int, mini: dict[str, Any], out: Path, cache: Path) ->
 def test_two_processes_give_the_numbers_of_one(mini: dict[str, Any], tmp_path: Path) -> None:
     torch.set_num_threads(1)
     alone = measured(mini, tmp_path / "alone", base=str(mini["folder"] / "model"), more={"sae": mini["sae"]})
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")  # the children take over what the parent has loaded
+    port, context = free_port(), multiprocessing.get_context("fork")  # the children take over what the parent has loaded
     out, cache = tmp_path / "shared", tmp_path / "cache"
     ranks = [context.Process(target=_rank, args=(rank, port, mini, out, cache)) for rank in range(2)]
     for rank in ranks:
         rank.start()
     for rank in ranks:
-        rank.join(120)
+        rank.join(600)
     assert [rank.exitcode for rank in ranks] == [0, 0]
     assert differences(read_json(out / "jsonl" / "results.json"), alone) == {}
     assert read_json(out / "jsonl" / "manifest.json")["world_size"] == 2

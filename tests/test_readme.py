@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.data.sources.fake_benchmarks import write_popqa
-from tests.shell_lines import Shell, shell_lines
+from tests.lines import README, shell_lines
+from tests.shell import Shell
 from unlearn.cli.readme import filled, update
 from unlearn.config.benchmarks import benchmark_configs
 from unlearn.config.layers import Layer
@@ -22,8 +23,6 @@ from unlearn.tracking.files import read_json
 
 if TYPE_CHECKING:
     from tests.architectures import Hub
-
-README = Path(__file__).parents[1] / "README.md"
 
 
 def test_generated_parts_are_up_to_date() -> None:

@@ -19,8 +19,9 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from tests import lines as line  # noqa: E402
 from tests.distributed import launchers as start  # noqa: E402
-from tests.distributed import lines as line  # noqa: E402
+from tests.forks import free_port  # noqa: E402
 from tests.mini import make_mini  # noqa: E402
 
 INJECTED = (
@@ -74,7 +75,7 @@ def plain_lines(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
     add("torchrun", "torchrun", start.launch(folder / "b", [line.torchrun(line.LAUNCHED, words("torchrun"))]))
     add("unlearn run", "plain", start.launch(folder / "c", [line.plain(words("plain"))]))
     with start.two_nodes() as (kind, address, inside):
-        port = line.free_port()
+        port = free_port()
         commands = [[*inside[node], *line.fabric_node(node, address, port, words("nodes"))] for node in (0, 1)]
         add(f"fabric run on two nodes ({kind})", "nodes", start.launch(folder / "d", commands))
     job = start.fake_slurm(folder / "slurm", line.LAUNCHED)
@@ -107,7 +108,7 @@ def sharded_lines(folder: Path, config: dict[str, Any]) -> list[dict[str, Any]]:
     add("torchrun", "i", lambda words: [line.torchrun(line.LAUNCHED, words, page)])
     add("fabric run", "j", lambda words: [line.fabric(line.LAUNCHED, words, page)])
     with start.two_nodes() as (kind, address, inside):
-        port = line.free_port()
+        port = free_port()
 
         def nodes(words: list[str]) -> list[list[str | Path]]:
             return [[*inside[node], *line.fabric_node(node, address, port, words, page)] for node in (0, 1)]

@@ -14,7 +14,6 @@ import dataclasses
 import json
 import multiprocessing
 import os
-import socket
 import sys
 import traceback
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
 
+from tests.forks import free_port
 from tests.mini import make_mini
 from tests.toys import LAYER, Toy, rows, toy, toy_data
 from unlearn.assembly import select_weights
@@ -238,10 +238,7 @@ def config_of(document: dict[str, Any]) -> Any:
 
 def forked(work: Any, *args: Any) -> list[Any]:
     """Two processes that do ``work(number, port, *args)``, started."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("fork")
+    port, context = free_port(), multiprocessing.get_context("fork")
     started = [context.Process(target=work, args=(number, port, *args)) for number in range(2)]
     for process in started:
         process.start()

@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 from safetensors.torch import load_file
 
-from tests.distributed.lines import ROOT
+from tests.lines import ROOT
 from unlearn.config.load import load_config
 from unlearn.module import UnlearningModule
 from unlearn.run import execute

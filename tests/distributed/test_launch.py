@@ -24,7 +24,8 @@ from tests.distributed.launchers import (
     two_nodes,
     write_config,
 )
-from tests.distributed.lines import (
+from tests.forks import free_port
+from tests.lines import (
     LAUNCHED,
     README,
     ROOT,
@@ -32,8 +33,7 @@ from tests.distributed.lines import (
     SHARDED,
     fabric,
     fabric_node,
-    free_port,
-    lines,
+    launch_lines,
     plain,
     sbatch,
     torchrun,
@@ -127,13 +127,13 @@ def test_fabric_run_makes_the_study_of_sharded_models(mini: dict[str, Any], tmp_
 
 @pytest.mark.parametrize("page", [README, SHARDED], ids=lambda page: page.parent.name)
 def test_every_launch_line_of_a_page_is_one_that_is_run(page: Path) -> None:
-    """``lines`` finds them all; the ones below are started by the tests here or by experiments/reliability/launch.py."""
+    """``launch_lines`` finds them all; the ones below are started by the tests here or by experiments/reliability/launch.py."""
     words = ["x.yaml"]
     node = [fabric_node(number, "ADDRESS", 1, words, page) for number in (0, 1)]
     made = [plain(words, page), fabric(SCRIPT, words, page), torchrun(SCRIPT, words, page), sbatch(words, page), *node]
     assert all(words[0] in command for command in made)
     assert all("DIR" not in str(word) for command in made for word in command)
-    found = [line for line in lines(page) if "--dry-run" not in line]
+    found = [line for line in launch_lines(page) if "--dry-run" not in line]
     assert len(found) == (6 if page == README else 5)
     assert {line[0] for line in found} == {"unlearn", "fabric", "torchrun", "sbatch"}
 

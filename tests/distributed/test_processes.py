@@ -6,7 +6,6 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.forks import free_port
 from unlearn import meeting
 from unlearn.config.schema import TrainerConfig
 from unlearn.errors import ConfigError, ElsewhereError, RunError
@@ -115,12 +115,6 @@ class TestSettings:
         for name, value in TORCHRUN.items():
             monkeypatch.setenv(name, value)
         start_processes([TrainerConfig(accelerator="cpu", devices="4")], ["run"])
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def child(rank: int, size: int, nodes: int, port: int, folder: Path, body: Callable[[int, Path], Any]) -> None:

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 from torch import distributed, multiprocessing
 
+from tests.forks import free_port
 from tests.toys import Toy, toy
 from unlearn.errors import ConfigError
 from unlearn.functional.parts import Accumulation
@@ -129,10 +129,7 @@ def _rank(rank: int, port: int, folder: str) -> None:
 
 
 def test_processes_agree_on_the_weight(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.start_processes(_rank, (port, str(tmp_path)), nprocs=2, start_method="fork")
+    multiprocessing.start_processes(_rank, (free_port(), str(tmp_path)), nprocs=2, start_method="fork")
     assert [torch.load(tmp_path / str(rank), weights_only=True).item() for rank in range(2)] == [2.5, 2.5]
 
 

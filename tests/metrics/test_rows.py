@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-import socket
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torchmetrics import Metric
 
+from tests.forks import free_port
 from unlearn.functional.memorisation import probability
 from unlearn.functional.scores import token_scores
 from unlearn.functional.tokens import token_nll
@@ -136,10 +136,7 @@ def worker(rank: int, port: int, out: str) -> None:
 
 @pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(worker, args=(port, str(tmp_path)), nprocs=2)
+    mp.start_processes(worker, args=(free_port(), str(tmp_path)), nprocs=2, start_method="fork")
     expected = measure(range(ROWS))
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt")

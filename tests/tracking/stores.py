@@ -1,6 +1,6 @@
-"""Asking a tracking store what it holds."""
+"""Asking a tracking store what it holds, and how it is asked."""
 
-import socket
+import time
 import warnings
 from contextlib import contextmanager
 
@@ -19,10 +19,40 @@ def status(uri, run_id):
     return client(uri).get_run(run_id).info.status
 
 
-def closed_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+def eventually(condition):
+    """Wait until ``condition()``, which another thread brings about soon, however busy the machine is."""
+    until = time.monotonic() + 240
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+def connections(monkeypatch):
+    """Addresses of the HTTP connections that are tried from now on, one entry each."""
+    from urllib3.util import connection
+
+    made, connect = [], connection.create_connection
+
+    def seen(address, *args, **words):
+        made.append(address)
+        return connect(address, *args, **words)
+
+    monkeypatch.setattr(connection, "create_connection", seen)
+    return made
+
+
+def engines(monkeypatch):
+    """Databases that are asked by way of SQLAlchemy from now on, whose attempts at one that is away take minutes."""
+    from mlflow.store.db import utils
+
+    made, create = [], utils.create_sqlalchemy_engine_with_retry
+
+    def seen(uri, *args, **words):
+        made.append(uri)
+        return create(uri, *args, **words)
+
+    monkeypatch.setattr(utils, "create_sqlalchemy_engine_with_retry", seen)
+    return made
 
 
 @contextmanager

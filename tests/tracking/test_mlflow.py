@@ -4,7 +4,8 @@ import warnings
 
 import pytest
 
-from tests.tracking.stores import client, closed_port, history, status
+from tests.forks import free_port
+from tests.tracking.stores import client, eventually, history, status
 from tests.tracking.test_logger import Line, loader, trainer
 from unlearn.config.schema import TrackingConfig
 from unlearn.tracking import mlflow as tracking
@@ -151,15 +152,15 @@ def test_values_go_in_batches(uri, monkeypatch):
 
 
 def test_waiting_values_are_sent_after_a_while(uri, monkeypatch):
-    monkeypatch.setattr(tracking, "FLUSH_S", 0.5)
+    monkeypatch.setattr(tracking, "FLUSH_S", 0.05)
     logger = make_mlflow_logger(TrackingConfig(uri=uri, experiment="while"), "a", {})
+    send, going = logger.experiment.log_batch, threading.Event()
+    monkeypatch.setattr(logger.experiment, "log_batch", lambda *args, **words: going.wait(600) and send(*args, **words))
     logger.log_metrics({"a": 1.0}, 0)
     logger.log_metrics({"a": 2.0}, 1)
     assert history(uri, logger.run_id, "a") == []
-    until = time.monotonic() + 20
-    while not history(uri, logger.run_id, "a") and time.monotonic() < until:
-        time.sleep(0.05)
-    assert history(uri, logger.run_id, "a") == [(0, 1.0), (1, 2.0)]
+    going.set()  # and nobody asks for them
+    eventually(lambda: history(uri, logger.run_id, "a") == [(0, 1.0), (1, 2.0)])
     logger.finalize("finished")
 
 
@@ -197,4 +198,4 @@ def test_addresses():
     knock("sqlite://", 1)
     knock("http://127.0.0.1:1", 1)
     with pytest.raises(OSError, match="refused"):
-        knock(f"mysql+pymysql://127.0.0.1:{closed_port()}/x", 1)
+        knock(f"mysql+pymysql://127.0.0.1:{free_port()}/x", 1)

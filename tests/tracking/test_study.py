@@ -2,7 +2,8 @@
 
 import pytest
 
-from tests.tracking.stores import client, closed_port
+from tests.forks import free_port
+from tests.tracking.stores import client
 from unlearn.config.load import load_config
 from unlearn.config.plugins import plugin_schemas
 from unlearn.config.schema import TrackingConfig
@@ -75,7 +76,7 @@ def test_the_experiment_says_what_it_holds_unless_somebody_has(tracking, tmp_pat
 
 @pytest.mark.filterwarnings("ignore:The MLflow store")
 def test_a_store_that_is_away_has_no_studies(tmp_path):
-    away = TrackingConfig(uri=f"http://127.0.0.1:{closed_port()}")
+    away = TrackingConfig(uri=f"http://127.0.0.1:{free_port()}")
     tracker = make_mlflow_logger(away, "s/a", {})
     join_study(tracker, away, tmp_path, "s/a")
     assert not (tmp_path / "s" / FILE).exists()

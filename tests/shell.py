@@ -1,10 +1,8 @@
-"""Command lines of the README's fenced blocks, executed on small models of the true architectures, on CPU devices."""
+"""Command lines of the README, executed on small models of the true architectures, on CPU devices."""
 
 from __future__ import annotations
 
 import os
-import re
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +11,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.distributed.launchers import fake_slurm, launch
-from tests.distributed.lines import BIN, ROOT, SCRIPT, free_port
+from tests.forks import free_port
+from tests.lines import ROOT, SCRIPT, startable
 
 if TYPE_CHECKING:
     from tests.architectures import Hub
 
-README = ROOT / "README.md"
 SMALL = [
     "optim.steps=2", "optim.warmup_steps=0", "evaluation.bootstrap=0", "evaluation.permutations=5", "evaluation.null_draws=0",
     "evaluation.max_new_tokens=3", "evaluation.samples=2", "evaluation.every=0", "data.eval_rows=8", "data.unknown_names=10",
@@ -27,14 +25,6 @@ SMALL = [
 ]  # fmt: skip
 """Keys that make a run short; what the README's line says comes before them and is not among them."""
 FEWER = {"trainer.devices=8": "trainer.devices=2", "10.0.0.1": "127.0.0.1"}
-
-
-def shell_lines(heading: str) -> list[list[str]]:
-    """Words of the lines of the ``sh`` blocks under a heading of the README, comments left out."""
-    text = README.read_text(encoding="utf-8")
-    section = re.split(r"\n#+ ", text.split(f"# {heading}\n", 1)[1], maxsplit=1)[0]
-    blocks = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
-    return [words for block in blocks for line in block.splitlines() if (words := shlex.split(line, comments=True))]
 
 
 @dataclass
@@ -69,16 +59,10 @@ class Shell:
         """Start the lines at once, each as the README has it but with two processes in all; what they said, if all went well."""
         port, variables, commands = str(free_port()), self.environment(), []
         for line in lines:
-            words = self._words(line)
-            if words[0] == "sbatch":  # what the scheduler would run, with two tasks
+            few = {"nproc_per_node": str(2 // len(lines)), "master_port": port} if line[0] == "torchrun" else {}
+            if line[0] == "sbatch":
                 variables |= fake_slurm(self.folder / "slurm", SCRIPT)
-                script = words.index("experiments/slurm/run.sbatch")
-                commands.append(["bash", str(ROOT / words[script]), *words[script + 1 :], *self._short()])
-                continue
-            if words[0] == "torchrun":
-                words[words.index("--nproc-per-node") + 1] = str(2 // len(lines))
-                words[1:1] = ["--master-port", port]
-            commands.append([str(BIN / words[0]), *words[1:], *self._short()])
+            commands.append([*startable(self._words(line), **few), *self._short()])
         done = launch(self.folder / "said", commands, **variables)
         assert set(done.codes) == {0}, done.output[-4000:]
         return done.output

@@ -4,50 +4,45 @@ from __future__ import annotations
 
 import re
 import shlex
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.forks import free_port
+
+ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 SCRIPT = ROOT / "experiments" / "run.py"
 LAUNCHED = ROOT / "tests" / "distributed" / "launched.py"
 README = ROOT / "README.md"
 SHARDED = ROOT / "experiments" / "sharded" / "README.md"
 LAUNCHERS = ("unlearn run", "fabric run", "torchrun", "sbatch")
+SECTION = {README: "Many devices, many nodes", SHARDED: "Launching"}
+"""The heading that has a page's launch lines."""
 
 
-def free_port() -> int:
-    """A port that nobody listens at."""
-    with socket.socket() as one:
-        one.bind(("", 0))
-        return int(one.getsockname()[1])
+def shell_lines(heading: str, page: Path = README) -> list[list[str]]:
+    """Words of the lines of the ``sh`` blocks under a heading of ``page``, comments left out."""
+    section = re.split(r"\n#+ ", page.read_text(encoding="utf-8").split(f"# {heading}\n", 1)[1], maxsplit=1)[0]
+    blocks = re.findall(r"```sh\n(.*?)```", section.replace("\\\n", " "), re.DOTALL)
+    return [words for block in blocks for line in block.splitlines() if (words := shlex.split(line, comments=True))]
 
 
-def lines(page: Path = README) -> list[list[str]]:
-    """The launch lines of ``page``, as words: those of the README's section, or every indented one of the other page."""
-    text = page.read_text(encoding="utf-8")
-    if page == README:
-        block = text.split("## Many devices, many nodes", 1)[1].split("```sh\n", 1)[1].split("```", 1)[0]
-    else:
-        joined = text.replace("\\\n", " ")
-        block = "\n".join(re.findall(r"^ {4}(.+)", joined, re.MULTILINE))
-    found = [shlex.split(line, comments=True) for line in block.splitlines()]
-    return [line for line in found if " ".join(line).startswith(LAUNCHERS)]
+def launch_lines(page: Path = README) -> list[list[str]]:
+    """The launch lines of ``page``."""
+    return [line for line in shell_lines(SECTION[page], page) if " ".join(line).startswith(LAUNCHERS)]
 
 
-def command(start: str, script: Path, words: Sequence[str], page: Path = README, **changed: str) -> list[str | Path]:
-    """The line of ``page`` that begins with ``start``, with ``script`` in the place of experiments/run.py and ``words`` in that of the
-    configuration and what follows it.
+def startable(line: Sequence[str | Path], script: Path = SCRIPT, **changed: str) -> list[str | Path]:
+    """``line`` as this machine can start it, with ``script`` in the place of experiments/run.py.
 
-    ``changed`` are options with another value (``main_address``) or that the line does not have.
+    ``changed`` are options with another value (``main_address``) or that the line does not have. Of an ``sbatch`` line, what the scheduler
+    runs when it is given it; it keeps the options before the script to itself.
     """
-    line = next(line for line in lines(page) if " ".join(line).startswith(start))
-    made: list[str | Path] = [BIN / line[0]]
-    config = next(place for place, word in enumerate(line) if word.endswith(".yaml"))
-    extra = [word for word in line[config + 1 :] if not word.endswith(("=DIR", ".jsonl")) and not _said(word, words)]
-    made += [script if word == "experiments/run.py" else word for word in line[1:config]] + [*words, *extra]
+    if line[0] == "sbatch":
+        place = next(place for place, word in enumerate(line) if str(word).endswith(".sbatch"))
+        return ["bash", ROOT / line[place], *line[place + 1 :]]
+    made: list[str | Path] = [BIN / line[0], *(script if word == "experiments/run.py" else word for word in line[1:])]
     first = made.index("run") + 1 if line[0] == "fabric" else 1
     for name, value in changed.items():
         option = f"--{name.replace('_', '-')}"
@@ -56,6 +51,15 @@ def command(start: str, script: Path, words: Sequence[str], page: Path = README,
         else:
             made[first:first] = [option, value]
     return made
+
+
+def command(start: str, script: Path, words: Sequence[str], page: Path = README, **changed: str) -> list[str | Path]:
+    """The launch line of ``page`` that begins with ``start``, as ``startable``, with ``words`` in the place of the configuration and what
+    follows it."""
+    line = next(line for line in launch_lines(page) if " ".join(line).startswith(start))
+    config = next(place for place, word in enumerate(line) if word.endswith(".yaml"))
+    extra = [word for word in line[config + 1 :] if not word.endswith(("=DIR", ".jsonl")) and not _said(word, words)]
+    return startable([*line[:config], *words, *extra], script, **changed)
 
 
 def _said(word: str, words: Sequence[str]) -> bool:
@@ -89,7 +93,5 @@ def plain(words: Sequence[str], page: Path = README) -> list[str | Path]:
 
 
 def sbatch(words: Sequence[str], page: Path = README) -> list[str | Path]:
-    """What the scheduler runs when it is given the page's line; it keeps the options before the script to itself."""
-    line = next(line for line in lines(page) if line[0] == "sbatch")
-    script = next(word for word in line if word.endswith(".sbatch"))
-    return ["bash", ROOT / script, *words]
+    """What the scheduler runs when it is given the page's line."""
+    return command("sbatch", SCRIPT, words, page)
