@@ -30,6 +30,7 @@ import unlearn.tracking.files
 import unlearn.tracking.mlflow
 from tests.forks import ended, forked, free_port
 from tests.toys import toy
+from tests.tracking.stores import new_store
 from tests.wholes import Fault, Lab, flip
 from unlearn.cli.run import compare
 from unlearn.methods.sae_guided import SAEGuided
@@ -185,7 +186,7 @@ class Breakage:
 
     def sqlite(self) -> dict[str, str]:
         """A store of its own."""
-        return {"uri": f"sqlite:///{self.folder}/clock.db"}
+        return {"uri": new_store(self.folder / "clock.db")}
 
     def rows(self) -> None:
         """Data that cannot be read."""

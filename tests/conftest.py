@@ -24,6 +24,39 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jo
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONG = (
+    "test_quickstart.py",
+    "distributed/test_methods_ddp.py",
+    "distributed/test_launch.py",
+    "test_readme.py",
+    "sweep/test_runs.py",
+    "comparison/test_compare.py",
+    "test_resume.py",
+    "test_faults.py",
+    "attacks/test_world.py",
+    "test_run.py",
+    "test_presets.py",
+    "test_accumulate.py",
+    "distributed/test_sharded.py",
+    "test_talk.py",
+    "test_doctor.py",
+    "estimate/test_memory.py",
+    "data/test_module_ddp.py",
+    "test_lm_eval.py",
+    "tracking/test_stack.py",
+    "test_benchmark.py",
+    "report/test_browser.py",
+)
+"""Files that take longest, the longest first (`make test` prints what takes long)."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long files first: ``--dist loadfile --no-loadscope-reorder`` hands files out in this order, and a long one that came last would
+    keep one process busy while the others have nothing left to do."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(LONG)))
+
+
 @dataclass(frozen=True)
 class SharedWorld:
     """The seed-0 world with the default parameters."""

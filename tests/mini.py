@@ -9,6 +9,7 @@ import torch
 
 from tests.tiny import tiny_llama, tiny_sae, tiny_tokenizer
 from tests.toys import PEOPLE, toy_data
+from tests.tracking.stores import new_store
 from unlearn.models.capture import capture
 from unlearn.types import IGNORE_INDEX, TokenBatch
 
@@ -82,7 +83,7 @@ def make_mini(folder: Path) -> dict[str, object]:
         "optim": {"steps": 6, "lr": 1.0e-3},
         "trainer": {"accelerator": "cpu", "devices": "1", "progress_bar": False},
         "evaluation": {"bootstrap": 20, "permutations": 9, "null_draws": 3, "max_new_tokens": 4, "every": 2, "samples": 4},
-        "tracking": {"uri": f"sqlite:///{folder}/mlflow.db"},
+        "tracking": {"uri": new_store(folder / "mlflow.db")},
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.tracking.stores import new_store
 from unlearn.cli import main
 from unlearn.tracking.reader import read_run
 
@@ -24,7 +25,7 @@ def study(world_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = [
         f"out={folder}",
         f"cache={world_cache}",
-        f"tracking.uri=sqlite:///{folder}/mlflow.db",
+        f"tracking.uri={new_store(folder / 'mlflow.db')}",
         "trainer.progress_bar=false",
         "trainer.threads=1",
     ]

@@ -1,8 +1,30 @@
 """Asking a tracking store what it holds, and how it is asked."""
 
+import sqlite3
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from tests.conftest import CACHE
+from unlearn.tracking.files import alone, write_atomic
+
+
+def new_store(file):
+    """Address of a SQLite store that nobody has used. Making the tables takes MLflow dozens of transactions, so they are a copy; they are
+    made once for each version of MLflow and kept in the cache."""
+    kept = CACHE / "tests" / f"mlflow-{version('mlflow')}.db"
+    if not kept.exists():
+        with alone(kept):
+            if not kept.exists():
+                with TemporaryDirectory() as folder:
+                    client(f"sqlite:///{folder}/mlflow.db").search_experiments()
+                    with closing(sqlite3.connect(f"{folder}/mlflow.db")) as made:
+                        write_atomic(kept, made.serialize())
+    Path(file).write_bytes(kept.read_bytes())
+    return f"sqlite:///{file}"
 
 
 def client(uri):

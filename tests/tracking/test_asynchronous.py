@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.tracking.stores import client, eventually, history, one_warning, status
+from tests.tracking.stores import client, eventually, history, new_store, one_warning, status
 from unlearn.config.schema import TrackingConfig
 from unlearn.tracking import courier as courier_module
 from unlearn.tracking import mlflow as tracking
@@ -21,7 +21,7 @@ from unlearn.tracking.reader import read_run
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory):
-    return f"sqlite:///{tmp_path_factory.mktemp('asynchronous')}/mlflow.db"
+    return new_store(tmp_path_factory.mktemp("asynchronous") / "mlflow.db")
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from tests.forks import free_port
-from tests.tracking.stores import client, connections, engines, history, one_warning, status
+from tests.tracking.stores import client, connections, engines, history, new_store, one_warning, status
 from tests.tracking.test_logger import Line, loader, trainer
 from unlearn.config.schema import TrackingConfig
 from unlearn.tracking import mlflow as tracking
@@ -84,12 +84,12 @@ def test_a_database_server_that_is_away_is_noticed_at_once(monkeypatch):
 @pytest.mark.parametrize(("content", "name"), [(b"no database at all" * 99, "x.db"), (b"", "x.db/below/y.db")])
 def test_a_file_that_is_no_store_is_noticed_at_once(tmp_path, content, name, monkeypatch):
     (tmp_path / "x.db").write_bytes(content)
-    asked = engines(monkeypatch)
+    good, asked = new_store(tmp_path / "good.db"), engines(monkeypatch)
     with one_warning():
         make_mlflow_logger(TrackingConfig(uri=f"sqlite:///{tmp_path / name}"), "a", {}).finalize("success")
     assert asked == []
-    make_mlflow_logger(TrackingConfig(uri=f"sqlite:///{tmp_path / 'good.db'}"), "a", {}).finalize("success")
-    assert asked == [f"sqlite:///{tmp_path / 'good.db'}"]  # a store that is there is asked that way
+    make_mlflow_logger(TrackingConfig(uri=good), "a", {}).finalize("success")
+    assert asked == [good]  # a store that is there is asked that way
 
 
 def test_no_password_in_the_warning(monkeypatch):
@@ -103,7 +103,7 @@ class Server:
     """MLflow's own server, in a thread of this process, so that it can be taken away and brought back."""
 
     def __init__(self, folder):
-        os.environ["_MLFLOW_SERVER_FILE_STORE"] = f"sqlite:///{folder}/server.db"
+        os.environ["_MLFLOW_SERVER_FILE_STORE"] = new_store(folder / "server.db")
         os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = "mlflow-artifacts:/"
         os.environ["_MLFLOW_SERVER_ARTIFACT_DESTINATION"] = str(folder / "artifacts")
         os.environ["_MLFLOW_SERVER_SERVE_ARTIFACTS"] = "true"
@@ -113,7 +113,7 @@ class Server:
         from mlflow.server import app
         from werkzeug.serving import make_server
 
-        # the first answer takes seconds: the server makes its tables
+        # the first answer takes a while: the server opens its store
         assert app.test_client().post("/api/2.0/mlflow/experiments/search", json={"max_results": 1}).status_code == 200
         self.inner = make_server("127.0.0.1", self.port, app, threaded=False)
         self.thread = threading.Thread(target=self.inner.serve_forever, daemon=True)

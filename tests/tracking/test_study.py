@@ -3,7 +3,7 @@
 import pytest
 
 from tests.forks import free_port
-from tests.tracking.stores import client
+from tests.tracking.stores import client, new_store
 from unlearn.config.load import load_config
 from unlearn.config.plugins import plugin_schemas
 from unlearn.config.schema import TrackingConfig
@@ -16,7 +16,7 @@ from unlearn.tracking.study import FILE, PARENT, add_to_study, join_study, namin
 @pytest.fixture
 def tracking(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # where artifacts go
-    return TrackingConfig(uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="studies")
+    return TrackingConfig(uri=new_store(tmp_path / "mlflow.db"), experiment="studies")
 
 
 def begin(tracking, out, name):
@@ -42,7 +42,7 @@ def test_runs_of_a_study_have_one_parent(tracking, tmp_path):
 
 def test_a_store_that_has_lost_the_parent_gets_a_new_one(tracking, tmp_path):
     first = begin(tracking, tmp_path, "s/a").data.tags[PARENT]
-    again = TrackingConfig(uri=f"sqlite:///{tmp_path}/other.db", experiment="studies")
+    again = TrackingConfig(uri=new_store(tmp_path / "other.db"), experiment="studies")
     second = begin(again, tmp_path, "s/b")
     assert second.data.tags[PARENT] != first
     assert client(again.uri).get_run(second.data.tags[PARENT]).info.run_name == "s"
