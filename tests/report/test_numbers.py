@@ -21,8 +21,8 @@ FORMS = {
 }
 
 
-def texts(records):
-    drawn = figures(records)
+def texts(records, drawn=None):
+    drawn = figures(records) if drawn is None else drawn
     return {name: form(records, drawn) for name, form in FORMS.items()}
 
 
@@ -38,17 +38,18 @@ CHANGES = {
 
 
 def test_a_number_changed_in_the_results_is_changed_in_every_form(tmp_path):
+    """In the words and tables, without the figures; with them, once the old numbers are back, all is as it was."""
     paths = write_study(tmp_path, attacks=True)
-    before = texts(read_runs(paths))
+    whole, before = texts(read_runs(paths)), texts(read_runs(paths), {})
     run = RunDirectory(tmp_path / "quickstart" / "npo")
     for key, (value, shown) in CHANGES.items():
         old = read_json(run.results_path)[key]
         run.write_results({key: value})
-        after = texts(read_runs(paths))
+        after = texts(read_runs(paths), {})
         for name in FORMS:
             assert after[name].count(shown) > before[name].count(shown), (key, name)
         run.write_results({key: old})
-    assert texts(read_runs(paths)) == before
+    assert texts(read_runs(paths)) == whole
 
 
 def test_any_result_stands_in_the_page_with_its_key(tmp_path):
