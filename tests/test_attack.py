@@ -76,6 +76,7 @@ def test_results_join_the_run_and_the_model_stays(run: Path) -> None:
     assert Outcome.of_record(record["outcome"]).results("attack/relearn", "recovery", 20, 0) == {k: after[k] for k in new}
 
 
+@pytest.mark.slow
 def test_results_join_the_mlflow_run(mini: dict[str, Any], run: Path) -> None:
     from mlflow import MlflowClient
 
@@ -91,6 +92,7 @@ def test_results_join_the_mlflow_run(mini: dict[str, Any], run: Path) -> None:
     assert "attack_relearn.png" in {Path(f.path).name for f in client.list_artifacts(kept.info.run_id, "plots")}
 
 
+@pytest.mark.slow
 def test_what_was_done_is_kept_and_other_settings_replace_it(run: Path) -> None:
     attack(str(run), "relearn", (), SMALL)
     stamp = record_path(RunDirectory(run), "relearn").stat().st_mtime_ns
@@ -103,6 +105,7 @@ def test_what_was_done_is_kept_and_other_settings_replace_it(run: Path) -> None:
     assert not [key for key in keys if "step2" in key]
 
 
+@pytest.mark.slow
 def test_an_interruption_loses_one_attack_at_most(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -116,6 +119,7 @@ def test_an_interruption_loses_one_attack_at_most(run: Path, monkeypatch: pytest
     assert "attack/relearn_half_recovery" in again.results
 
 
+@pytest.mark.slow
 def test_one_attack_that_fails_does_not_stop_the_others(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise DataError("two facts are needed; found one.")
@@ -149,6 +153,7 @@ def test_the_hash_sees_one_weight(run: Path) -> None:
     assert weights_hash(lm) != before
 
 
+@pytest.mark.slow
 def test_the_gold_model_is_attacked_once_for_all_runs(
     mini: dict[str, Any], run: Path, acting: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,6 +176,7 @@ def test_what_a_model_does_not_come_with_is_said(run: Path, acting: Path) -> Non
     assert "attack/strip_accuracy" in attack(str(acting), "strip").results
 
 
+@pytest.mark.slow
 def test_a_models_folder_is_attacked_too(mini: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = Path(mini["model"]["path"])
     before = digest(model)
@@ -186,6 +192,7 @@ def test_a_models_folder_is_attacked_too(mini: dict[str, Any], tmp_path: Path, c
     assert "attack/patch_accuracy" in read_json(tmp_path / "found" / "results.json")
 
 
+@pytest.mark.slow
 def test_a_folder_of_runs_stands_for_all_of_them(run: Path, acting: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("attack", run.parent, "--suite", "relearn", *SMALL) == 0
     out = capsys.readouterr().out

@@ -131,6 +131,7 @@ def test_the_base_adds_what_has_changed_and_an_sae_recognition(mini: dict[str, A
     assert "before" in read_lines(tmp_path / "beside" / "jsonl" / "samples.jsonl")[0]
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_a_run_that_measures_the_same_model(mini: dict[str, Any], tmp_path: Path) -> None:
     """``method none`` on the same files is the independent way to them, calibration of recognition included."""
     config = {key: value for key, value in mini.items() if key != "folder"} | {"name": "none", "method": {"name": "none"}}
@@ -144,6 +145,7 @@ def test_the_numbers_are_those_of_a_run_that_measures_the_same_model(mini: dict[
     assert differences(with_base, run | {"collapse/flag": 0.0}) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
     [
@@ -255,6 +257,7 @@ def test_other_weights_rows_or_settings_are_another_measurement(mini: dict[str, 
     assert contents(str(a)) != contents(str(b))
 
 
+@pytest.mark.slow
 def test_a_run_is_never_replaced_by_a_measurement(mini: dict[str, Any], tmp_path: Path) -> None:
     config = {key: value for key, value in mini.items() if key != "folder"} | {
         "out": str(tmp_path),

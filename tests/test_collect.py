@@ -41,6 +41,7 @@ def written(mini: dict[str, Any], out: Path, entities: list[str] = (), **maker: 
     return collect(config, out, list(entities))
 
 
+@pytest.mark.slow
 def test_the_file_is_complete_and_a_method_trains_on_it(mini: dict[str, Any], tmp_path: Path) -> None:
     found = written(mini, tmp_path / "rows.jsonl")
     rows = read(tmp_path / "rows.jsonl")

@@ -41,6 +41,7 @@ def digest(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", KINDS)
 def test_the_restored_model_measures_as_the_run_did_and_leaves_its_folder_alone(mini: dict[str, Any], method: str) -> None:
     path = run_of(mini, method)
@@ -60,6 +61,7 @@ def test_only_a_finished_run_is_restored(mini: dict[str, Any], tmp_path: Path) -
         restore(tmp_path)
 
 
+@pytest.mark.slow
 def test_weights_of_another_model_are_refused(mini: dict[str, Any]) -> None:
     from safetensors.torch import save_file
 

@@ -69,6 +69,7 @@ def test_a_run_from_files_to_results_and_mlflow(mini: dict[str, Any]) -> None:
     assert {"results.json", "samples.jsonl", "config.yaml"} <= {f.path.split("/")[-1] for f in client.list_artifacts(run.info.run_id)}
 
 
+@pytest.mark.slow
 def test_the_same_configuration_gives_the_same_results(mini: dict[str, Any]) -> None:
     a, b = (read_run(execute(config_of(mini, f"name=again{i}", "tracking.enabled=false"))).results for i in range(2))
     same = {k: v for k, v in a.items() if not k.startswith("cost/")}
@@ -81,6 +82,7 @@ def test_the_original_model_is_measured_by_method_none(mini: dict[str, Any]) -> 
     assert results["generic/perplexity"] == results["generic/perplexity_base"]
 
 
+@pytest.mark.slow
 def test_lora_trains_adapters_only(mini: dict[str, Any]) -> None:
     path = execute(config_of(mini, "name=lora", "tracking.enabled=false", "model.trainable.mode=lora", "model.lora.rank=2"))
     state = torch.load(path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
@@ -88,6 +90,7 @@ def test_lora_trains_adapters_only(mini: dict[str, Any]) -> None:
     assert read_run(path).status["state"] == "finished"
 
 
+@pytest.mark.slow
 def test_finished_run_is_kept_and_another_configuration_is_refused(mini: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     path = execute(config_of(mini, "name=kept", "tracking.enabled=false", "optim.steps=2"))
     before = (path / "results.json").stat().st_mtime_ns
@@ -160,6 +163,7 @@ def test_empty_stream(mini: dict[str, Any], tmp_path: Path) -> None:
         execute(config_of(mini, "name=empty", bad_rows(tmp_path, drop), "tracking.enabled=false"))
 
 
+@pytest.mark.slow
 def test_an_unreachable_store_is_said_once_and_the_run_goes_on(mini: dict[str, Any]) -> None:
     with pytest.warns(RuntimeWarning, match=r"127\.0\.0\.1:9") as said:
         path = execute(config_of(mini, "name=no_store", "tracking.uri=http://127.0.0.1:9"))
@@ -168,6 +172,7 @@ def test_an_unreachable_store_is_said_once_and_the_run_goes_on(mini: dict[str, A
     assert (path / "results.json").exists()
 
 
+@pytest.mark.slow
 def test_a_diverging_run_fails_with_the_reason_and_keeps_what_was_measured(mini: dict[str, Any]) -> None:
     with pytest.raises(RunError, match="must be finite"):
         execute(config_of(mini, "name=diverge", "optim.lr=1e30", "optim.clip=0", "optim.steps=20", method="gradient_ascent"))

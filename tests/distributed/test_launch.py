@@ -202,6 +202,7 @@ def test_the_batch_script_is_sound() -> None:
     assert "#SBATCH --signal=USR1@" in text
 
 
+@pytest.mark.slow
 def test_a_conflict_is_said_before_anything_starts(mini: dict[str, Any], tmp_path: Path) -> None:
     """As a process finds it that ``fabric run --devices 2`` has started."""
     words = [str(mini["path"]), "name=conflict", "trainer.devices=3"]

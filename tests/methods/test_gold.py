@@ -43,6 +43,7 @@ def test_without_a_gold_model_the_need_is_named() -> None:
         Gold(MethodConfig(name="gold"), MethodContext(n_blocks=4))
 
 
+@pytest.mark.slow
 def test_a_run_of_it_measures_that_model_and_others_are_measured_against_it(tmp_path: Path) -> None:
     from tests.mini import make_mini
     from unlearn.config.load import load_config

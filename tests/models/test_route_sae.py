@@ -400,6 +400,7 @@ def test_the_doctor_looks_at_the_directory(tmp_path: Path, width: int, blocks: i
     assert f"{found.status}: {found.text}" == said.format(folder=tmp_path / "sae")
 
 
+@pytest.mark.slow
 def test_a_whole_run_and_its_restoration(tmp_path: Path) -> None:
     from unlearn.config.load import load_config
     from unlearn.restore import restore
