@@ -37,7 +37,7 @@ def loaded(page: Path, folder: Path, *options: str) -> str | None:
     if program is None:
         return None
     words = ("--headless", "--no-sandbox", "--disable-gpu", *QUIET, f"--user-data-dir={folder}", "--virtual-time-budget=2000", *options)
-    done = subprocess.run((program, *words, "--dump-dom", page.as_uri()), capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run((program, *words, "--dump-dom", page.as_uri()), capture_output=True, text=True, timeout=600, check=False)
     assert "</html>" in done.stdout, done.stderr[-2000:]
     return done.stdout
 

@@ -397,7 +397,7 @@ class TestCommand:
         alone = measured(mini, tmp_path / "alone")
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, cwd=Path(__file__).parents[1])
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, cwd=Path(__file__).parents[1])
         assert done.returncode == 0, done.stderr[-3000:]
         assert differences(read_json(tmp_path / "shared" / "jsonl" / "results.json"), alone) == {}
 

@@ -454,7 +454,7 @@ class TestTrackingStores:
 class TestProcess:
     def test_the_console_script(self):
         script = Path(sys.executable).with_name("unlearn")
-        done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=600)
         assert (done.returncode, done.stdout) == (0, "unlearn 0.1.0\n")
 
     def test_usage_errors(self, command):

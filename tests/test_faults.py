@@ -206,7 +206,7 @@ def test_one_process_builds_while_the_others_wait(tmp_path: Path) -> None:
         "        path.write_text('done')\n"
     )
     workers = [subprocess.Popen((sys.executable, "-c", code, str(tmp_path / "entry"))) for _ in range(3)]
-    assert [worker.wait(timeout=120) for worker in workers] == [0, 0, 0]
+    assert [worker.wait(timeout=600) for worker in workers] == [0, 0, 0]
     assert (tmp_path / "built").read_text() == "x"
 
 

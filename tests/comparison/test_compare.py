@@ -44,8 +44,10 @@ def go(
     jobs: int = 1,
     words: tuple[str, ...] = (),
     out: Path | None = None,
+    trials: int = 3,
+    seeds: str = "2",
 ) -> dict[str, Any]:
-    start([str(config), *words], methods, 3, "2", False, "relearn", "kl_min", jobs, ledger, out)
+    start([str(config), *words], methods, trials, seeds, False, "relearn", "kl_min", jobs, ledger, out)
     summary: dict[str, Any] = json.loads((ledger / "summary.json").read_text())
     return summary
 
@@ -107,7 +109,7 @@ def test_one_that_fails(config: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     tree["spaces"] = {"gradient_ascent": {"optim.lr": {"choices": [1e30]}}}
     config.write_text(yaml.safe_dump(tree))
     with pytest.raises(typer.Exit) as exit_info:
-        go(config, tmp_path / "ledger", "none,gradient_ascent,kl_min")
+        go(config, tmp_path / "ledger", "none,gradient_ascent,kl_min", trials=1, seeds="1")
     assert exit_info.value.exit_code == 2
     summary = json.loads((tmp_path / "ledger" / "summary.json").read_text())
     assert set(summary["methods"]) == {"none", "kl_min"}

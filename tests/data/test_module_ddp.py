@@ -22,7 +22,7 @@ def two_ranks(folder, resume="", sharing="own"):
     folder.mkdir()
     command = [sys.executable, str(ROOT / "tests/data/two_ranks.py"), str(folder), str(resume), sharing]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=600, check=False)
     return done, [json.loads(path.read_text()) for path in sorted(folder.glob("rank*.json"))]
 
 

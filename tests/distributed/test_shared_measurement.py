@@ -51,7 +51,7 @@ def test_every_process_has_the_numbers_of_one_process(made: Toy, alone: dict[str
     for rank in ranks:
         rank.start()
     for rank in ranks:
-        rank.join(120)
+        rank.join(600)
     assert [rank.exitcode for rank in ranks] == [0] * size
     for rank in range(size):
         assert differences(json.loads((tmp_path / f"{rank}.json").read_text()), alone) == {}

@@ -85,7 +85,7 @@ def seen(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     for rank in ranks:
         rank.start()
     for rank in ranks:
-        rank.join(120)
+        rank.join(600)
     assert [rank.exitcode for rank in ranks] == [0] * request.param
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(request.param)]
 

@@ -105,7 +105,7 @@ def pushing(stub: Stub, folder: Path) -> subprocess.CompletedProcess[str]:
         "PYTHONPATH": str(ROOT),
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
-    return subprocess.run([sys.executable, "-c", code, str(folder)], env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", code, str(folder)], env=environment, capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.slow

@@ -72,6 +72,6 @@ def test_a_latex_takes_it(tmp_path):
         (tmp_path / "report.tex").write_text(text, encoding="utf-8")
         (tmp_path / "doc.tex").write_text(DOCUMENT, encoding="utf-8")
         words = (program, "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape", "doc.tex")
-        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=120, check=False)
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=600, check=False)
         assert done.returncode == 0, done.stdout[-2000:]
         assert (tmp_path / "doc.pdf").stat().st_size > 10_000

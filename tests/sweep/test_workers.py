@@ -175,20 +175,20 @@ def test_workers_leave_when_their_starter_is_gone(tmp_path: Path) -> None:
     import subprocess
     import sys
 
-    code = "import time, unlearn.sweep.workers as w\nw.leave_with_starter(0)\nprint('here', flush=True)\ntime.sleep(60)"
+    code = "import time, unlearn.sweep.workers as w\nw.leave_with_starter(0)\nprint('here', flush=True)\ntime.sleep(600)"
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout is not None
     assert child.stdin is not None
     assert child.stdout.readline() == b"here\n"
     child.stdin.close()
-    assert child.wait(30) == -signal.SIGTERM
+    assert child.wait(500) == -signal.SIGTERM
     child.stdout.close()
 
 
 def test_the_team_tells_what_its_workers_said(tmp_path: Path) -> None:
     team = Workers(["sweep", str(tmp_path / "nowhere.yaml"), "--as-worker"], tmp_path / "workers")
     team.start(0, 1)
-    team.running[0].process.wait(60)
+    team.running[0].process.wait(600)
     (gone,) = team.look()
     assert gone.code == 2
     assert gone.said() == [f"{tmp_path}/nowhere.yaml: there is no such file; expected a YAML file."]

@@ -1,5 +1,6 @@
 """Training does not wait for the store, and nothing is lost for it: values arrive late, again or at the end of the process."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,13 +11,17 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.forks import ended, forked
 from tests.tracking.stores import client, eventually, history, new_store, one_warning, status
+from tests.tracking.test_logger import Line, loader, trainer
 from unlearn.config.schema import TrackingConfig
 from unlearn.tracking import courier as courier_module
 from unlearn.tracking import mlflow as tracking
 from unlearn.tracking.courier import Courier
+from unlearn.tracking.logger import RunDirLogger
 from unlearn.tracking.mlflow import make_mlflow_logger
 from unlearn.tracking.reader import read_run
+from unlearn.tracking.rundir import RunDirectory
 
 
 @pytest.fixture(scope="module")
@@ -145,55 +150,54 @@ def test_the_last_call_is_tried_again(uri, logger, monkeypatch):
 
 
 SCRIPT = """
-import os, signal, sys
+import os, sys
+from pathlib import Path
 from unlearn.config.schema import TrackingConfig
 from unlearn.tracking.mlflow import make_mlflow_logger
-logger = make_mlflow_logger(TrackingConfig(uri=sys.argv[1]), "a", {"x": 1})
-print(logger.run_id, flush=True)
-for step in range(100):
-    logger.log_metrics({"a": step, "b": 1.0}, step)
-{end}
+import mlflow
+ends = (lambda: None, lambda: 1 / 0, lambda: sys.exit(3))
+pids = []
+for number, end in enumerate(ends):
+    pids.append(os.fork())
+    if not pids[-1]:
+        logger = make_mlflow_logger(TrackingConfig(uri=sys.argv[1]), "a", {"x": 1})
+        Path(sys.argv[2], str(number)).write_text(logger.run_id)
+        for step in range(100):
+            logger.log_metrics({"a": step, "b": 1.0}, step)
+        end()
+        sys.exit()
+print(*(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in pids))
 """
 
 
 @pytest.mark.slow
-def test_the_end_of_the_process_sends_what_waits_and_closes_the_run(uri):
-    """Three processes at once: one that just ends, one that breaks, one that leaves."""
-    ends = ("", "raise ValueError('broken')", "sys.exit(3)")
-    commands = [(sys.executable, "-c", SCRIPT.replace("{end}", end), uri) for end in ends]
-    made = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for command in commands]
-    said = [process.communicate(timeout=240) for process in made]
-    assert [process.returncode for process in made] == [0, 1, 3], said
-    for out, errors in said:
-        run_id = out.strip()
-        assert len(history(uri, run_id, "a")) == len(history(uri, run_id, "b")) == 100, errors
+def test_the_end_of_the_process_sends_what_waits_and_closes_the_run(uri, tmp_path):
+    """Three processes at once, which share their imports: one that just ends, one that breaks, one that leaves."""
+    command = (sys.executable, "-c", SCRIPT, uri, str(tmp_path))
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.stdout.split() == ["0", "1", "3"], done.stderr
+    for number in range(3):
+        run_id = (tmp_path / str(number)).read_text()
+        assert len(history(uri, run_id, "a")) == len(history(uri, run_id, "b")) == 100, done.stderr
         assert status(uri, run_id) == "FAILED"
         assert client(uri).get_run(run_id).data.params == {"x": "1"}
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from tests.tracking.test_logger import Line, loader, trainer
-from unlearn.config.schema import TrackingConfig
-from unlearn.tracking.logger import RunDirLogger
-from unlearn.tracking.mlflow import make_mlflow_logger
-from unlearn.tracking.rundir import RunDirectory
 class Killed(Line):
     def on_train_batch_start(self, batch, batch_idx):
         if self.global_step == 40:
             os.kill(os.getpid(), signal.SIGKILL)
-run = RunDirectory.create(Path(sys.argv[2]), "a")
-made = trainer([RunDirLogger(run), make_mlflow_logger(TrackingConfig(uri=sys.argv[1]), "a", {})], steps=60)
-made.log_every_n_steps = 1
-made.fit(Killed(), loader())
-"""
 
 
 @pytest.mark.slow
 def test_a_killed_run_has_every_row_on_disk(uri, tmp_path):
-    done = subprocess.run((sys.executable, "-c", KILLED, uri, str(tmp_path)), capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    def work():
+        run = RunDirectory.create(tmp_path, "a")
+        made = trainer([RunDirLogger(run), make_mlflow_logger(TrackingConfig(uri=uri), "a", {})], steps=60)
+        made.log_every_n_steps = 1
+        made.fit(Killed(), loader())
+
+    assert ended(forked(work, tmp_path / "said")) == -signal.SIGKILL, (tmp_path / "said").read_text()
     assert read_run(tmp_path / "a").series("train/loss")[0] == list(range(40))
 
 

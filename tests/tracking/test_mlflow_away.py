@@ -3,13 +3,12 @@
 import os
 import socket
 import sqlite3
-import subprocess
-import sys
 import threading
+import warnings
 
 import pytest
 
-from tests.forks import free_port
+from tests.forks import ended, forked, free_port
 from tests.tracking.stores import client, connections, engines, history, new_store, one_warning, status
 from tests.tracking.test_logger import Line, loader, trainer
 from unlearn.config.schema import TrackingConfig
@@ -172,15 +171,15 @@ def test_a_store_that_stays_away_does_not_stop_training(server, monkeypatch, tmp
 
 @pytest.mark.slow
 def test_runs_that_start_together_share_a_new_store(tmp_path):
-    code = (
-        "from unlearn.config.schema import TrackingConfig\n"
-        "from unlearn.tracking.mlflow import make_mlflow_logger\n"
-        "import sys, warnings; warnings.simplefilter('error', RuntimeWarning)\n"
-        "logger = make_mlflow_logger(TrackingConfig(uri='sqlite:///new.db'), sys.argv[1], {'a': 1})\n"
-        "logger.log_metrics({'x': 1.0}, 0); logger.finalize('success')\n"
-    )
-    runs = [subprocess.Popen((sys.executable, "-c", code, name), cwd=tmp_path, stderr=subprocess.PIPE, text=True) for name in "ab"]
-    errors = [run.communicate(timeout=120)[1] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], errors
+    import mlflow  # noqa: F401  (once for both)
+
+    def work(name):
+        warnings.simplefilter("error", RuntimeWarning)
+        logger = make_mlflow_logger(TrackingConfig(uri=f"sqlite:///{tmp_path}/new.db"), name, {"a": 1})
+        logger.log_metrics({"x": 1.0}, 0)
+        logger.finalize("success")
+
+    pids = [forked(lambda name=name: work(name), tmp_path / name) for name in "ab"]
+    assert [ended(pid) for pid in pids] == [0, 0], [(tmp_path / name).read_text() for name in "ab"]
     with sqlite3.connect(tmp_path / "new.db") as store:
         assert store.execute("select count(*) from runs where status = 'FINISHED'").fetchone() == (2,)

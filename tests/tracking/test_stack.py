@@ -59,7 +59,7 @@ def test_runs_at_once_into_the_stack_and_nothing_is_missing(stack, tmp_path):
 def test_a_stack_that_is_kept_needs_a_password(stack, tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "POSTGRES_PASSWORD"}
     command = (sys.executable, str(DOCKER / "local_stack.py"), "--folder", str(tmp_path / "kept"))
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "POSTGRES_PASSWORD must be set for a stack that is kept (--folder); found none.\n"
     assert not (tmp_path / "kept").exists()
@@ -74,7 +74,7 @@ def test_a_process_that_does_not_start_is_an_error_with_its_last_words_and_leave
     ):
         stack.wait_for(made, log, lambda: False)
     assert made.returncode == 1
-    stubborn = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    stubborn = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(600)"
     stack.STOP_S, before = 0.2, stack.STOP_S
     try:
         with stack.process((sys.executable, "-c", stubborn), log, dict(os.environ), stack.signal.SIGTERM) as made:

@@ -105,5 +105,5 @@ def test_what_a_killed_build_left_is_removed(tmp_path):
 def test_two_processes_build_an_entry_once(tmp_path):
     words = [sys.executable, "-c", CHILD, str(tmp_path / "world" / "abc"), str(tmp_path / "log")]
     children = [subprocess.Popen(words) for _ in range(2)]
-    assert [child.wait(timeout=120) for child in children] == [0, 0]
+    assert [child.wait(timeout=600) for child in children] == [0, 0]
     assert (tmp_path / "log").read_text() == "built\n"
