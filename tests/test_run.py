@@ -187,7 +187,7 @@ def test_a_diverging_run_fails_with_the_reason_and_keeps_what_was_measured(mini:
 @pytest.mark.slow
 def test_ctrl_c_keeps_a_checkpoint_and_resume_goes_on(mini: dict[str, Any], tmp_path: Path) -> None:
     """A real process, a real signal; the resumed run ends where an uninterrupted one does."""
-    steps = 400
+    steps = 200
     seldom = {**mini["evaluation"], "every": 100}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump({**mini, "name": "cut", "optim": {"steps": steps, "lr": 1e-3}, "evaluation": seldom}))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -243,14 +243,14 @@ def typed_into(run: Path, lines: list[str], leave: Callable[[pexpect.spawn], Non
     shown = io.StringIO()
     keep = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "PYTHONUTF8": "1"}
     terminal = pexpect.spawn(
-        sys.executable, ["-m", "unlearn", "chat", str(run)], env=keep, dimensions=(40, 100), timeout=240, encoding="utf-8"
+        sys.executable, ["-m", "unlearn", "chat", str(run)], env=keep, dimensions=(40, 100), timeout=900, encoding="utf-8"
     )
     terminal.logfile_read = shown
     try:
         for line in [*lines, None]:
             terminal.expect_exact(PROMPT)
             if find_spec("readline"):  # else input() itself reads, and nothing is lost
-                assert terminal.waitnoecho(60)  # a key that comes before that would go to the terminal, not to readline
+                assert terminal.waitnoecho(600)  # a key that comes before that would go to the terminal, not to readline
             if line is None:
                 leave(terminal)
             else:

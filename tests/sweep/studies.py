@@ -39,7 +39,7 @@ def sweep(folder: Path, *overrides: str, **keys: Any) -> SweepSpec:
         "sampler": {"name": "random"},
         "trials": 6,
         "heartbeat": 1,
-        "patience": 3,
+        "patience": 60,
         **keys,
     }
     return load_sweep({key: value for key, value in given.items() if value is not None}, overrides)

@@ -17,12 +17,14 @@ def new_store(file):
     made once for each version of MLflow and kept in the cache."""
     kept = CACHE / "tests" / f"mlflow-{version('mlflow')}.db"
     if not kept.exists():
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
         from unlearn.tracking.mlflow import quieten
 
         quieten()
         with alone(kept), TemporaryDirectory() as folder:
             if not kept.exists():
-                client(f"sqlite:///{folder}/mlflow.db").search_experiments()
+                SqlAlchemyStore(f"sqlite:///{folder}/mlflow.db", f"{folder}/artifacts")
                 with closing(sqlite3.connect(f"{folder}/mlflow.db")) as made:
                     write_atomic(kept, made.serialize())
     Path(file).write_bytes(kept.read_bytes())
