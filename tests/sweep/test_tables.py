@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from rich.console import Console
 from unlearn.cli import main
 from unlearn.sweep import tables, workers
 from unlearn.sweep.outcome import SweepOutcome, TrialRecord
-from unlearn.sweep.tables import MOST, line, live, ranked, trial_table
+from unlearn.sweep.tables import MOST, line, live, ranked, settings, trial_table
 from unlearn.sweep.workers import Worker, environment, status_of
 
 
@@ -29,8 +30,8 @@ def outcome(*trials: TrialRecord, best: int | None = None, wanted: int = 40) -> 
     )  # fmt: skip
 
 
-def text(shown: object) -> str:
-    console = Console(width=120, record=True, file=io.StringIO())
+def text(shown: object, width: int = 120) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
     console.print(shown)
     return console.export_text()
 
@@ -142,3 +143,22 @@ def test_bad_commands_end_with_one_sentence(
     assert sentence in err
     assert err.count("error:") == 1
     assert not Path("runs").exists()
+
+
+def test_heads_and_numbers_are_not_broken_where_nobody_reads_a_break() -> None:
+    """Nine columns do not fit: settings share one, and the distance to a number stands for the number."""
+    few = replace(outcome(trial(0, 0.25), wanted=1), objectives=("|latent/c2st_auc - 0.5|",))
+    heads = [line.split() for line in text(trial_table(few, few.trials)).splitlines()[1:4]]
+    assert heads == [["|latent/"], ["c2st_auc"], ["trial", "state", "-", "0.5|", "optim.lr", "s"]]
+    params = {"optim.lr": 0.000284153, "method.position": "answer_start", **{f"method.weight_{i}": 1.5 for i in range(6)}}
+    wide = replace(few.trials[0], params=params, results={"latent/c2st_auc": 0.75, "retain/accuracy_unseen": 0.9})
+    shown = text(trial_table(few, [wide]), width=80)
+    assert "lr=0.000284," in shown
+    assert "position=answer_start," in shown
+    assert "accuracy_" in shown
+    assert "0.75" not in shown
+
+
+def test_settings_of_one_name_in_two_sections_keep_the_sections() -> None:
+    one = replace(outcome(trial(0, 0.25), wanted=1).trials[0], params={"optim.lr": 0.1, "method.lr": 0.2, "method.beta": 3})
+    assert settings(one) == "optim.lr=0.1, method.lr=0.2, beta=3"

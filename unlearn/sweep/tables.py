@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,11 @@ if TYPE_CHECKING:
 STYLES = {"running": "cyan", "pruned": "yellow", "failed": "red", "lost": "red", "interrupted": "yellow", "finished": "", "waiting": "dim"}
 MOST = 16
 """Trials that the table shows while a study runs."""
+MOST_COLUMNS = 8
+"""Columns of results and settings together up to which every setting has its own."""
 DASH = "–"
+SHORT = 8
+"""Characters of a head that need no break."""
 
 
 def number(value: Any) -> str:
@@ -52,25 +57,42 @@ def trial_table(outcome: SweepOutcome, trials: Sequence[TrialRecord]) -> Table:
     best = {trial.number for trial in outcome.front}
     results = [key for key in dict.fromkeys(k for t in trials for k in t.results) if key not in outcome.objectives]
     keys = list(dict.fromkeys(key for trial in trials for key in trial.params))
+    many = len(outcome.objectives) + len(results) + len(keys) > MOST_COLUMNS
+    if many:  # the distance to a number says enough
+        results = [key for key in results if not any(f"|{key} - " in title for title in outcome.objectives)]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("trial", justify="right")
-    table.add_column("state")
-    for title in (*outcome.objectives, *results):
-        table.add_column(_broken(title), justify="right", overflow="fold")
-    for key in keys:
-        table.add_column(_broken(key), justify="right", overflow="fold", style="dim", max_width=16)
-    table.add_column("s", justify="right")
-    for trial in trials:
+    table.add_column("trial", justify="right", min_width=5)
+    table.add_column("state", min_width=8)
+    columns = [[number(t.values[i]) if t.values else DASH for t in trials] for i in range(len(outcome.objectives))]
+    columns += [[number(t.results.get(key)) for t in trials] for key in results]
+    for title, cells in zip((*outcome.objectives, *results), columns, strict=True):
+        widest = max(map(len, (*_broken(title).splitlines(), *cells)))
+        table.add_column(_broken(title), justify="right", min_width=widest)
+    if many:
+        columns.append([settings(trial) for trial in trials])
+        table.add_column("settings", style="dim", min_width=13, overflow="fold")
+    else:
+        columns += [[number(t.params.get(key)) for t in trials] for key in keys]
+        for key, cells in zip(keys, columns[-len(keys) :], strict=True):
+            narrow = max(len(cell) if cell[:1].isdigit() else min(len(cell), 12) for cell in (*cells, DASH))
+            table.add_column(_broken(key), justify="right", overflow="fold", min_width=narrow, style="dim", max_width=16)
+    table.add_column("s", justify="right", min_width=3)
+    for row, trial in enumerate(trials):
         state = Text(trial.state, style=STYLES[trial.state])
         state.append("" if trial.same_as is None else f" as {trial.same_as}", style="dim")
         state.append("" if trial.attempts == 1 else f" ({trial.attempts} times)", style="dim")
-        values = [number(value) for value in trial.values] or [DASH] * len(outcome.objectives)
-        cells = [*values, *(number(trial.results.get(key)) for key in results), *(number(trial.params.get(key)) for key in keys)]
         seconds = f"{_spent(trial):.0f}" if _spent(trial) else DASH
         marked = Text(f"{'* ' if trial.number in best else ''}{trial.number}", style="green" if trial.number in best else "")
         style = "" if trial.feasible else "dim"
-        table.add_row(marked, state, *(Text(cell) for cell in cells), seconds, style=style)
+        table.add_row(marked, state, *(Text(cells[row]) for cells in columns), seconds, style=style)
     return table
+
+
+def settings(trial: TrialRecord) -> str:
+    """What was turned, in one text; sections that are plain from the key are left out."""
+    names = {key: key.rpartition(".")[2] for key in trial.params}
+    short = {key: name if list(names.values()).count(name) == 1 else key for key, name in names.items()}
+    return ", ".join(f"{short[key]}={number(value)}" for key, value in trial.params.items())
 
 
 def _spent(trial: TrialRecord) -> float:
@@ -80,10 +102,16 @@ def _spent(trial: TrialRecord) -> float:
     return trial.seconds
 
 
-def _broken(key: str) -> Text:
-    """A key as the head of a narrow column."""
-    text = key.replace("/", "/\n").replace(".", ".\n") if len(key) > 8 else key
-    return Text(text.replace("_", "_\n") if max(map(len, text.splitlines())) > 16 else text)
+def _broken(key: str) -> str:
+    """A key as the head of a narrow column, broken where one reads a break.
+
+    >>> _broken("forget/accuracy_paraphrased").split(), _broken("|latent/c2st_auc - 0.5|").split("\\n"), _broken("optim.lr")
+    (['forget/', 'accuracy_', 'paraphrased'], ['|latent/', 'c2st_auc', '- 0.5|'], 'optim.lr')
+    """
+    if len(key) <= SHORT:
+        return key
+    pieces = re.sub(r"(?<=[/.])(?=[^\d])|(?<=\w) (?=-)", "\n", key).splitlines()
+    return "\n".join(piece if len(piece) <= SHORT + 1 else piece.replace("_", "_\n") for piece in (p.strip() for p in pieces))
 
 
 def live(outcome: SweepOutcome, foot: str = "") -> Group:
