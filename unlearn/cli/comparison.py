@@ -71,10 +71,8 @@ def start(
     progress = summary["progress"]
     note(f"{progress['tests']} of {progress['tests_in_all']} tests are made; everything is in {plan.ledger}")
     tests = [path for method in summary["methods"] for path in _tests(plan, method)]
-    if out is not None and tests:
-        publish(read_runs(tests), out)
-    elif out is not None:
-        note("no report: the folders of the test runs are not here, only the ledger")
+    if out is not None:
+        publish(read_runs(tests), out, plan.ledger)
     for what, why in failures.items():
         complain(RunError(f"{what}: {why}"))
     if failures:

@@ -14,18 +14,22 @@ if TYPE_CHECKING:
     from unlearn.config.schema import TrackingConfig
 
 
-def publish(records: Sequence[RunRecord], out: Path) -> None:
+def publish(records: Sequence[RunRecord], out: Path, ledger: Path | None = None) -> None:
     """Write the report of ``records`` to ``out`` (``unlearn.report.write_report``), say where it is, and add it to MLflow.
 
-    It goes to the MLflow run of the study that all runs lie in, where they have one.
+    It goes to the MLflow run of the study that all runs lie in, where they have one. With the ``ledger`` of a comparison it shows that as
+    well, and may do without the runs.
     """
     from unlearn.report import write_report
+    from unlearn.report.sheets import read_summary
     from unlearn.report.write import figures_of
 
-    files = write_report(records, out)
+    files = write_report(records, out, None if ledger is None else read_summary(ledger))
     figures = figures_of(files[0])
     drawn = sorted(figures.glob("*")) if figures.is_dir() else []
     note(f"report: {', '.join(map(str, files))}" + (f"; figures: {figures}" if drawn else ""))
+    if not records:
+        return
     folder, tracking = _study_of(records), _tracking_of(records[0])
     if folder is None or tracking is None:
         return

@@ -16,7 +16,7 @@ from unlearn.cli.console import complain, console, note
 from unlearn.cli.report import publish
 from unlearn.config.fingerprint import fingerprint
 from unlearn.config.load import load_config
-from unlearn.errors import ConfigError, Preempted, UnlearnError
+from unlearn.errors import ConfigError, Preempted, RunError, UnlearnError
 from unlearn.launch import is_rank_zero, start_processes
 from unlearn.meeting import Processes
 from unlearn.tracking.files import read_json
@@ -87,14 +87,37 @@ def preview(words: Sequence[str], only: Sequence[str]) -> None:
 
 
 def compare(runs: Sequence[Path], out: Path | None) -> None:
-    """Print the table of runs, seeds of one setting as one line; write their report to ``out``."""
+    """Print the table of runs, seeds of one setting as one line; write their report to ``out``.
+
+    The folder of a comparison's ledger gives the table and the report of that comparison.
+
+    Raises:
+        RunError: a folder holds no run, or more than one ledger is given.
+    """
     from unlearn.report import comparison_table
     from unlearn.report.pool import pool
+    from unlearn.report.sheets import is_ledger
 
+    ledgers = [folder for folder in runs if is_ledger(folder)]
+    if ledgers:
+        _compared(ledgers, [folder for folder in runs if folder not in ledgers], out)
+        return
     records = read_runs(runs)
     console().print(comparison_table(pool(records)))
     if out is not None:
         publish(records, out)
+
+
+def _compared(ledgers: Sequence[Path], runs: Sequence[Path], out: Path | None) -> None:
+    """The comparison in a ledger, and the runs of its tests where they are given."""
+    from unlearn.report.comparison import comparison_lines
+    from unlearn.report.sheets import read_summary
+
+    if len(ledgers) > 1:
+        raise RunError(f"One comparison at a time; found the ledgers {', '.join(map(str, ledgers))}.")
+    console().print(comparison_lines(read_summary(ledgers[0])))
+    if out is not None:
+        publish(read_runs(runs) if runs else [], out, ledgers[0])
 
 
 def _conclude(paths: Sequence[Path]) -> None:

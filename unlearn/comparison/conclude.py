@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,10 +27,10 @@ Tests = Mapping[str, Mapping[int, Mapping[str, Any]]]
 def conclude(plan: Plan) -> dict[str, Any]:
     """The summary of what is in the ledger so far.
 
-    For every method with a test: means with intervals of the score and of the five axes, over seeds, and of the main results, over seeds
-    and the entities within them; the p-value of a paired test against the reference, raw and adjusted by Holm over the methods; the mean
-    rank of the score; whether it is on the Pareto front of the axes, and who dominates it. Tests, ranks and front are of tuned methods
-    with all seeds; rows of reference and unfinished methods have none.
+    For every method with a test: what its tuning took and chose, and what made each test; means with intervals of the score and of the
+    five axes, over seeds, and of the main results, over seeds and the entities within them; the p-value of a paired test against the
+    reference, raw and adjusted by Holm over the methods; the mean rank of the score; whether it is on the Pareto front of the axes, and
+    who dominates it. Tests, ranks and front are of tuned methods with all seeds; rows of reference and unfinished methods have none.
     """
     ledger = Ledger(plan.ledger)
     tests: Tests = {method: found for method in plan.methods if (found := _tests(ledger, method, plan.seeds))}
@@ -41,6 +42,7 @@ def conclude(plan: Plan) -> dict[str, Any]:
     tune, left = ledger.missing(plan)
     trained = [method for method in plan.methods if plan.tuned(method)]
     return {
+        "name": plan.name,
         "reference": plan.reference,
         "seeds": list(plan.seeds),
         "trials": plan.trials,
@@ -73,6 +75,8 @@ def _row(ledger: Ledger, method: str, tests: Mapping[int, Mapping[str, Any]], se
         "family": "" if entry is None else entry.facts.get("family", ""),
         "params": records[0]["params"],
         "tuning_score": tuning["best"]["score"] if tuning else None,
+        "tuning": _budget(tuning["trials"]) if tuning else None,
+        "made": [{"seed": seed, **record.get("made", {})} for seed, record in tests.items()],
         "damaged": sum(record["harm"] > 0 for record in records),
         "verdicts": [record["verdict"] for record in records],
         SCORE: _interval([[record[SCORE]] for record in records]),
@@ -80,6 +84,12 @@ def _row(ledger: Ledger, method: str, tests: Mapping[int, Mapping[str, Any]], se
     found |= {axis: _interval([[_number(record["axes"].get(axis))] for record in records]) for axis in AXES}
     found["results"] = {key: _interval(values) for key in COLUMNS if (values := _values(key, records))}
     return found
+
+
+def _budget(trials: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What the tuning of a method took: trials by how they ended, and CPU seconds of those that were timed."""
+    seconds = [trial["cpu_seconds"] for trial in trials if "cpu_seconds" in trial]
+    return {"trials": dict(Counter(trial["state"] for trial in trials)), "cpu_seconds": math.fsum(seconds) if seconds else None}
 
 
 def _interval(nested: Sequence[Sequence[float]]) -> dict[str, float]:

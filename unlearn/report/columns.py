@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from unlearn.report.names import DASH, base_of, labels_of, original, plain
+from unlearn.report.names import DASH, base_of, labels_of, large, original, plain
 from unlearn.report.pool import Setting
 from unlearn.tracking.reader import RunRecord
 
@@ -53,7 +53,7 @@ def perplexity(record: RunRecord, base: RunRecord | None) -> Cell:
     value, before = record.number("generic/perplexity"), original(record, "generic/perplexity", base)
     if value is None:
         return Cell()
-    return Cell(f"{value:.2f}" if value < 1000 else f"{value:.3g}", f"×{_ratio(value / before)}" if before else "")
+    return Cell(large(value), f"×{_ratio(value / before)}" if before else "")
 
 
 def two_sample(record: RunRecord, base: RunRecord | None) -> Cell:
@@ -94,7 +94,7 @@ def _interval(record: RunRecord, low: str, high: str, form: str = ".2f") -> str:
 
 
 def _ratio(value: float) -> str:
-    return f"{value:.2f}" if value < 100 else f"{value:.3g}"
+    return f"{value:.2f}" if value < 100 else large(value)
 
 
 COLUMNS: tuple[Column, ...] = (

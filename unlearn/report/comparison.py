@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from unlearn.report.fate import counted
 from unlearn.report.names import DASH
 
 if TYPE_CHECKING:
@@ -38,32 +38,46 @@ RESULTS: Sequence[tuple[str, str]] = (
 
 
 def rows_of(summary: Mapping[str, Any]) -> list[list[str]]:
-    """The cells of every method with a test: reference rows first, then those with all seeds by rank, then the unfinished ones."""
+    """The cells of every method with a test, in the order of ``ordered``."""
+    return [_row(name, summary) for name in ordered(summary)]
+
+
+def ordered(summary: Mapping[str, Any]) -> list[str]:
+    """Methods with a test: rows of reference first, then those with all seeds by rank, then the unfinished ones."""
     methods: Mapping[str, Any] = summary["methods"]
-    order = sorted(methods, key=lambda name: (methods[name]["tuned"], not methods[name]["complete"], methods[name].get("rank", 0.0)))
-    return [_row(name, methods[name], summary) for name in order]
+    return sorted(methods, key=lambda name: (methods[name]["tuned"], not methods[name]["complete"], methods[name].get("rank", 0.0)))
 
 
-def _row(name: str, found: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
+def label_of(name: str, summary: Mapping[str, Any]) -> str:
+    """A method's name with what a reader must know of its row."""
+    found = summary["methods"][name]
     seeds = "" if found["complete"] else f" ({len(found['seeds'])} of {len(summary['seeds'])} seeds)"
-    label = name + (" (reference)" if name == summary["reference"] else "" if found["tuned"] else " (not tuned)") + seeds
+    return name + (" (reference)" if name == summary["reference"] else "" if found["tuned"] else " (not tuned)") + seeds
+
+
+def _row(name: str, summary: Mapping[str, Any]) -> list[str]:
+    found = summary["methods"][name]
     results = [_cell(found["results"].get(key), form) for key, form in RESULTS]
     rank = f"{found['rank']:.1f}" if "rank" in found else DASH
-    front = {True: "yes", False: "-"}.get(found.get("pareto"), DASH)  # type: ignore[arg-type]
-    words = Counter(word for word in found["verdicts"] if word)
-    verdict = ", ".join(word if count == len(found["verdicts"]) else f"{word} {count}" for word, count in words.most_common()) or DASH
+    front = {True: "yes", False: "-"}.get(found.get("pareto"), DASH)
     score = _cell(found["score"], ".2f", interval=True)
-    return [label, score, rank, *results, _cell(found["robustness"], ".2f"), _cell(found["cost"], ".0f"), front, verdict]
+    goals = [_cell(found["robustness"], ".2f"), _cell(found["cost"], ".0f")]
+    return [label_of(name, summary), score, rank, *results, *goals, front, counted(found["verdicts"]) or DASH]
 
 
 def _cell(entry: Mapping[str, Any] | None, form: str, interval: bool = False) -> str:
     """Mean, an asterisk where it differs from the reference's, and the interval where it is asked for and not a point."""
-    if entry is None or not isinstance(mean := entry["mean"], int | float) or mean != mean:
+    mean, low, high, p = (number_in(entry, name) for name in ("mean", "ci_low", "ci_high", "p_holm"))
+    if mean is None:
         return DASH
-    low, high = (entry[name] for name in ("ci_low", "ci_high"))
-    known = interval and isinstance(low, int | float) and isinstance(high, int | float) and low == low
-    star = "*" if isinstance(p := entry.get("p_holm"), int | float) and p < FINDING else ""
-    return f"{format(mean, form)}{star}" + (f" ({format(low, form)} to {format(high, form)})" if known else "")
+    known = f" ({format(low, form)} to {format(high, form)})" if interval and low is not None and high is not None else ""
+    return f"{format(mean, form)}{'*' if p is not None and p < FINDING else ''}{known}"
+
+
+def number_in(entry: Mapping[str, Any] | None, name: str) -> float | None:
+    """A number of an entry; None where it is missing or no number."""
+    value = (entry or {}).get(name)
+    return float(value) if isinstance(value, int | float) and value == value else None
 
 
 def caption(summary: Mapping[str, Any]) -> str:
@@ -86,14 +100,13 @@ def comparison_lines(summary: Mapping[str, Any]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left", caption=Text(caption(summary), "dim"))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, caption_justify="left", caption=Text(caption(summary), "dim"))
     for heading in HEADINGS:
-        table.add_column(
-            heading.replace(" ", "\n"),
-            justify="left" if heading in ("method", "verdict") else "right",
-            overflow="fold",
-            no_wrap=heading == "method",
-        )
-    for row in rows_of(summary):
-        table.add_row(*(Text(cell.replace(" (", "\n(")) for cell in row))
+        broken = {"perplexity": "perp-\nlexity", "robustness": "robust-\nness"}.get(heading, heading.replace(" ", "\n"))
+        widest = max(map(len, broken.splitlines())) if heading != "verdict" else len("forgotten")
+        left = heading in ("method", "verdict")
+        table.add_column(broken, justify="left" if left else "right", overflow="fold", no_wrap=heading == "method", min_width=widest)
+    for method, score, *cells, verdict in rows_of(summary):
+        between = score.replace(" (", "\n").replace(" to ", " to\n").removesuffix(")")
+        table.add_row(*map(Text, (method.replace(" (", "\n("), between, *cells, verdict.replace(", ", "\n"))))
     return table

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unlearn.report.answers import answer_bars
-from unlearn.report.front import front_figure
+from unlearn.report.front import front_of, front_of_comparison
 from unlearn.report.names import BASE_METHOD, plain
 from unlearn.report.objectives import looks
 from unlearn.report.panels import short_labels
@@ -44,8 +44,10 @@ def describe(name: str, figure: Figure) -> str:
     return TEXTS.get(name) or f"Activations of known, unknown and target entities before and after: {title}."
 
 
-def figures(records: Sequence[RunRecord]) -> dict[str, Figure]:
+def figures(records: Sequence[RunRecord], comparison: Mapping[str, Any] | None = None) -> dict[str, Figure]:
     """Every figure that the runs have data for, by file name; seeds of one setting are drawn as one.
+
+    The Pareto front is that of the ``comparison`` where there is one.
 
     ``TEXTS`` names them; ``picture_<number>`` is the plane of activations of one setting (its first seed).
     """
@@ -53,7 +55,7 @@ def figures(records: Sequence[RunRecord]) -> dict[str, Figure]:
     made: dict[str, Figure | None] = {}
     with house_style():
         labels, styles = short_labels(settings), looks(settings)
-        made["front"] = front_figure(settings, labels)
+        made["front"] = front_of(settings, labels) if comparison is None else front_of_comparison(comparison)
         made["forget_retain"] = plane(settings, labels, styles, FORGET_RETAIN)
         made["hidden"] = plane(settings, labels, styles, HIDDEN)
         made["c2st"] = two_sample(settings, labels, styles)

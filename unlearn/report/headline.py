@@ -74,8 +74,10 @@ def _attacked(rest: Sequence[Verdict], these: str) -> str:
         parts.append(f"facts come back under attack in {many if len(tried) > 1 else ''}{of}")
     if erased:
         parts.append(f"{attacks(erased)} facts out in {word(len(erased))}{named(erased)}: erased, as far as that tells")
-    if not parts:
-        parts.append(f"no attack gets facts out of {of}, though {'it is' if len(tried) == 1 else 'they are'} damaged")
+    broken = [v for v in tried if v not in back and v not in erased]
+    if broken:
+        which = of if len(broken) == len(tried) else word(len(broken)) + named(broken)
+        parts.append(f"no attack gets facts out of {which}, though {'it is' if len(broken) == 1 else 'they are'} damaged")
     text = "; ".join(parts)
     return text[0].upper() + text[1:]
 

@@ -17,6 +17,7 @@ from unlearn.report.pool import ENDS, Setting, pool
 from unlearn.report.provenance import runs, settings
 from unlearn.report.relearning import attacked
 from unlearn.report.samples import questions
+from unlearn.report.sheets import outcome, sheets, tests_of
 from unlearn.report.words import FORGOTTEN, IN_PART, verdicts
 from unlearn.tracking.reader import RunRecord
 
@@ -46,18 +47,20 @@ class Drawing:
     wide: bool
 
 
-def render(records: Sequence[RunRecord], figures: Mapping[str, Figure]) -> str:
-    """The page. Everything that comes from a run is escaped; colours follow the reader's light or dark setting."""
+def render(records: Sequence[RunRecord], figures: Mapping[str, Figure], comparison: Mapping[str, Any] | None = None) -> str:
+    """The page; with the summary of a ``comparison`` it begins with that, and there may be no records.
+
+    Everything that comes from a run is escaped; colours follow the reader's light or dark setting."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["breaks"] = breaks
-    return environment.get_template("report.html").render(_page(pool(records), _drawings(figures)))
+    return environment.get_template("report.html").render(_page(pool(records), _drawings(figures), comparison))
 
 
-def _page(pooled: Sequence[Setting], drawings: Sequence[Drawing]) -> dict[str, Any]:
+def _page(pooled: Sequence[Setting], drawings: Sequence[Drawing], comparison: Mapping[str, Any] | None) -> dict[str, Any]:
     """What the template shows."""
     judged, columns = verdicts(pooled), columns_of(pooled)
     first = set(standing(pooled)[:MOST_NAMED]) if len(pooled) > MOST_NAMED else set(range(len(pooled)))
@@ -66,7 +69,11 @@ def _page(pooled: Sequence[Setting], drawings: Sequence[Drawing]) -> dict[str, A
     asked = questions(pooled)
     return {
         "css": _style(),
-        "study": title_of(pooled),
+        "study": title_of(pooled, comparison),
+        "outcome": "" if comparison is None else outcome(comparison),
+        "sheets": [] if comparison is None else sheets(comparison, provenance=len(every) < tests_of(comparison)),
+        "methods": 0 if comparison is None else len(comparison["methods"]),
+        "tests": 0 if comparison is None else tests_of(comparison),
         "labels": labels_of(pooled),
         "headline": headline(judged, noun_of(pooled)),
         "verdicts": [v for i, v in enumerate(judged) if i in first],
@@ -91,8 +98,10 @@ def _page(pooled: Sequence[Setting], drawings: Sequence[Drawing]) -> dict[str, A
     }
 
 
-def title_of(pooled: Sequence[Setting]) -> str:
-    """The study, or the only run."""
+def title_of(pooled: Sequence[Setting], comparison: Mapping[str, Any] | None = None) -> str:
+    """The comparison, the study, or the only run."""
+    if comparison is not None:
+        return plain(comparison.get("name") or study_of(pooled) or "Comparison of methods")
     return plain(pooled[0].name) if len(pooled) == 1 else study_of(pooled)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unlearn.report.columns import columns_of, lines_of
 from unlearn.report.names import labels_of, plain
 from unlearn.report.pool import Setting, pool
 from unlearn.report.provenance import runs, settings
 from unlearn.report.relearning import attacked
+from unlearn.report.sheets import Sheet, sheets, tests_of
 from unlearn.tracking.reader import RunRecord
 
 if TYPE_CHECKING:
@@ -29,10 +30,16 @@ RUN_FACTS = ("seed", "fingerprint", "commit", "started")
 """Facts on a run that the last table shows; the HTML page has all."""
 
 
-def latex(records: Sequence[RunRecord], figures: Mapping[str, Figure], folder: str) -> str:
-    r"""A fragment to be read by ``\input``: a ``table`` of results, one of attacks where there were any, long ones of settings and runs."""
+def latex(records: Sequence[RunRecord], figures: Mapping[str, Figure], folder: str, comparison: Mapping[str, Any] | None = None) -> str:
+    r"""A fragment to be read by ``\input``: a ``table`` of results, one of attacks where there were any, long ones of settings and runs.
+
+    Tables of a ``comparison`` stand before them.
+    """
     pooled = pool(records)
-    parts = [HEAD.replace("@", plain(folder)), _results(pooled), _attacks(pooled), _settings(pooled), _runs(pooled)]
+    parts = [HEAD.replace("@", plain(folder))]
+    if comparison is not None:
+        parts += [_sheet(sheet) for sheet in sheets(comparison, provenance=len(records) < tests_of(comparison))]
+    parts += [_results(pooled), _attacks(pooled), _settings(pooled), _runs(pooled)] if pooled else []
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -43,6 +50,20 @@ def escape(text: object) -> str:
     ('50 \\% of \\$x\\_1\\$ \\& \\textbackslash{}rm', '?')
     """
     return "".join(SIGNS.get(c) or (c if c.isascii() or "À" <= c <= "ſ" else "?") for c in plain(text))
+
+
+def _sheet(sheet: Sheet) -> str:
+    """A table of a comparison, its note below the title; what is long goes on over pages, its last column as wide as the rest allows."""
+    label, caption = f"comparison-{sheet.name}", escape(f"{sheet.title}. {sheet.note}".strip())
+    rows = [[_stacked(value.text, "; ".join(value.below)) if value.below else escape(value.text) for value in row] for row in sheet.rows]
+    if sheet.long:
+        wide = sheet.name == "tuning"
+        rows = [[*row[:-1], _split(values[-1].text)] for row, values in zip(rows, sheet.rows, strict=True)] if wide else rows
+        columns = "".join("l" if i in sheet.words else "r" for i in range(len(sheet.head)))
+        columns = f"{columns[:-1]}p{{0.42\\linewidth}}" if wide else columns
+        return _long(caption, label, [_heading(cell) for cell in sheet.head], rows, columns)
+    columns = "".join("l" if i in sheet.words else "r" for i in range(len(sheet.head)))
+    return _table(caption, label, [_heading(cell) for cell in sheet.head], rows, columns)
 
 
 def _results(pooled: Sequence[Setting]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unlearn.report.columns import COLUMNS, Column, columns_of, lines_of
 from unlearn.report.headline import headline
@@ -11,6 +11,7 @@ from unlearn.report.names import DASH, labels_of, plain
 from unlearn.report.pool import Setting, pool
 from unlearn.report.provenance import runs, settings
 from unlearn.report.relearning import attacked
+from unlearn.report.sheets import outcome, sheets, tests_of
 from unlearn.report.words import verdicts
 from unlearn.tracking.reader import RunRecord
 
@@ -18,16 +19,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def markdown(records: Sequence[RunRecord], figures: Mapping[str, Figure], folder: str) -> str:
+def markdown(records: Sequence[RunRecord], figures: Mapping[str, Figure], folder: str, comparison: Mapping[str, Any] | None = None) -> str:
     """The report of ``records``; ``figures`` lie as PNG files in ``folder`` beside it."""
     from unlearn.report.figures import describe
-    from unlearn.report.html import noun_of, title_of
+    from unlearn.report.html import title_of
 
     pooled = pool(records)
-    judged = verdicts(pooled)
-    parts = [f"# {escape(title_of(pooled) or 'Comparison of runs')}", escape(headline(judged, noun_of(pooled)))]
-    parts.append("\n".join(f"- **{escape(v.label)}**: {escape(v.sentence)}" for v in judged))
-    parts += ["## Numbers", results_table(pooled, columns_of(pooled)).rstrip()]
+    parts = [f"# {escape(title_of(pooled, comparison) or 'Comparison of runs')}"]
+    if comparison is not None:
+        parts += _comparison(comparison, provenance=len(records) < tests_of(comparison))
+    parts += _summary(pooled) if pooled else []
     names, lines = attacked(pooled)
     if lines:
         head = ["setting", *names, "verdict"]
@@ -36,8 +37,26 @@ def markdown(records: Sequence[RunRecord], figures: Mapping[str, Figure], folder
     if figures:
         parts.append("## Figures")
         parts += [f"![{escape(describe(name, figure))}]({_address(folder)}/{name}.png)" for name, figure in figures.items()]
-    parts += ["## Settings that differ", _differing(pooled), "## Runs", _runs(pooled)]
+    parts += ["## Settings that differ", _differing(pooled), "## Runs", _runs(pooled)] if pooled else []
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _comparison(summary: Mapping[str, Any], provenance: bool) -> list[str]:
+    """The outcome of a comparison and its tables."""
+    parts = [escape(outcome(summary))]
+    for sheet in sheets(summary, provenance):
+        rows = [[" · ".join((value.text, *value.below)) for value in row] for row in sheet.rows]
+        parts += [f"## {escape(sheet.title)}", _table(sheet.head, rows, sheet.words), escape(sheet.note)]
+    return parts
+
+
+def _summary(pooled: Sequence[Setting]) -> list[str]:
+    """What happened in words, and the numbers of all settings."""
+    from unlearn.report.html import noun_of
+
+    judged = verdicts(pooled)
+    told = "\n".join(f"- **{escape(v.label)}**: {escape(v.sentence)}" for v in judged)
+    return [escape(headline(judged, noun_of(pooled))), told, "## Numbers", results_table(pooled, columns_of(pooled)).rstrip()]
 
 
 def results_table(records: Sequence[RunRecord], columns: Sequence[Column] = COLUMNS) -> str:
@@ -67,10 +86,11 @@ def _runs(pooled: Sequence[Setting]) -> str:
     return _table(["run", *found.columns], ([name, *texts] for _, name, texts in found.rows), 1 + len(found.columns))
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int) -> str:
-    """A Markdown table; the first ``left`` columns are flush left, the others right."""
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], left: int | Sequence[int]) -> str:
+    """A Markdown table; the first ``left`` columns, or those at ``left``, are flush left, the others right."""
+    words = range(left) if isinstance(left, int) else left
     lines = ["| " + " | ".join(escape(cell) for cell in row) + " |" for row in (head, *rows)]
-    lines.insert(1, "|" + " --- |" * left + " ---: |" * (len(head) - left))
+    lines.insert(1, "|" + "".join(" --- |" if column in words else " ---: |" for column in range(len(head))))
     return "\n".join(lines)
 
 

@@ -88,6 +88,15 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min"
 
 
+def large(value: float) -> str:
+    """A number >= 0 that may be very large.
+
+    >>> large(2.817), large(3183.4), large(2.5e9), large(float("inf"))
+    ('2.82', '3,183', '2.5e+09', 'inf')
+    """
+    return f"{value:.2f}" if value < 1000 else f"{value:,.0f}" if value < 1e6 else f"{value:.3g}"
+
+
 def number(value: float) -> str:
     """A number in three or four digits.
 

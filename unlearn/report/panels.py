@@ -56,7 +56,12 @@ def margin(labels: Sequence[str]) -> float:
 
 def short_labels(settings: Sequence[Setting]) -> list[str]:
     """Labels of ``settings``, cut where they are long."""
-    return [label if len(label) <= LONGEST else label[: LONGEST - 1] + "…" for label in labels_of(settings)]
+    return [cut(label) for label in labels_of(settings)]
+
+
+def cut(label: str) -> str:
+    """``label``, cut where it is long."""
+    return label if len(label) <= LONGEST else label[: LONGEST - 1] + "…"
 
 
 def whisker(ax: Axes, interval: tuple[float, float] | None, place: float, color: str, *, upright: bool = False) -> None:

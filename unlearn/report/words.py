@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unlearn.functional.judgement import REMEMBERED, WORDS
 from unlearn.report.fate import Fate, fate
-from unlearn.report.names import BASE_METHOD, GOLD_METHOD, base_of, labels_of, original, percent, plain
+from unlearn.report.names import BASE_METHOD, GOLD_METHOD, base_of, labels_of, large, original, percent, plain
 from unlearn.tracking.reader import RunRecord, read_run
 
 FORGOTTEN = REMEMBERED
@@ -150,7 +150,8 @@ def _cost_clause(record: RunRecord, base: RunRecord | None) -> str:
     perplexity, before = record.number("generic/perplexity"), original(record, "generic/perplexity", base)
     if perplexity is not None and before:
         ratio = perplexity / before
-        parts.append("the perplexity is unchanged" if abs(ratio - 1) < 0.005 else f"the perplexity is {ratio:.3g} times the original")
+        times = f"{ratio:.3g}" if ratio < 100 else large(ratio)
+        parts.append("the perplexity is unchanged" if abs(ratio - 1) < 0.005 else f"the perplexity is {times} times the original")
     return ", ".join(parts[:-1]) + f", and {parts[-1]}" if len(parts) > 1 else "".join(parts)
 
 

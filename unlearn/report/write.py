@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from unlearn.errors import RunError
 from unlearn.tracking.files import dump_json, read_json, write_atomic
@@ -20,8 +20,15 @@ WRITTEN = ".written.json"
 """File beside the figures of a report that lists them."""
 
 
-def write_report(records: Sequence[RunRecord], path: str | Path) -> list[Path]:
+Comparison = Mapping[str, Any]
+"""A comparison's summary, see ``unlearn.report.sheets.read_summary``."""
+
+
+def write_report(records: Sequence[RunRecord], path: str | Path, comparison: Comparison | None = None) -> list[Path]:
     """Write the report of ``records`` and return its files, figures left out.
+
+    With the summary of a ``comparison`` whose tests the runs are, it shows ranks, tests, front, and tuning; then there may be no runs, and
+    the report says what the summary says.
 
     A ``path`` that ends in .html, .md or .tex gets that form; any other is a folder that gets all three, named ``report``. Each figure
     goes as PNG and SVG to the folder ``<name>_figures`` beside them; figures that an earlier report left there are deleted.
@@ -29,7 +36,7 @@ def write_report(records: Sequence[RunRecord], path: str | Path) -> list[Path]:
     Raises:
         RunError: there is no run, or ``path`` is a file's name of another kind.
     """
-    if not records:
+    if not records and comparison is None:
         raise RunError("A report needs at least one run; found none.")
     forms, target = _forms(), Path(path)
     suffix = target.suffix.lower()
@@ -38,9 +45,9 @@ def write_report(records: Sequence[RunRecord], path: str | Path) -> list[Path]:
     wanted = [target] if suffix in forms else [target / f"{STEM}{form}" for form in (".html", ".md", ".tex")]
     from unlearn.report.figures import figures as draw
 
-    figures, folder = draw(records), figures_of(wanted[0])
+    figures, folder = draw(records, comparison), figures_of(wanted[0])
     keep_figures(figures, folder)
-    return [write_atomic(file, forms[file.suffix.lower()](records, figures, folder.name)) for file in wanted]
+    return [write_atomic(file, forms[file.suffix.lower()](records, figures, folder.name, comparison)) for file in wanted]
 
 
 def figures_of(report: Path) -> Path:
@@ -73,13 +80,13 @@ def digest(file: Path) -> str:
     return sha256(file.read_bytes()).hexdigest()
 
 
-def _forms() -> dict[str, Callable[[Sequence[RunRecord], Mapping[str, Figure], str], str]]:
-    """Ending -> what makes the text from records, figures and the name of the figures' folder."""
+def _forms() -> dict[str, Callable[[Sequence[RunRecord], Mapping[str, Figure], str, Comparison | None], str]]:
+    """Ending -> what makes the text from records, figures, the name of the figures' folder, and a comparison's summary."""
     from unlearn.report.html import render
     from unlearn.report.latex import latex
     from unlearn.report.markdown import markdown
 
-    def page(records: Sequence[RunRecord], figures: Mapping[str, Figure], folder: str) -> str:
-        return render(records, figures)
+    def page(records: Sequence[RunRecord], figures: Mapping[str, Figure], folder: str, comparison: Comparison | None) -> str:
+        return render(records, figures, comparison)
 
     return {".html": page, ".htm": page, ".md": markdown, ".tex": latex}
