@@ -64,7 +64,7 @@ def test_two_processes_then_a_fresh_clone(config: Path, tmp_path: Path, capsys: 
     assert "gradient_ascent" in capsys.readouterr().out
 
     page = (tmp_path / "report.html").read_text(encoding="utf-8")  # of the tests; what tuning tried is in the ledger
-    assert "3 settings · 6 runs" in page
+    assert "3 methods · 6 tests · 3 settings · 6 runs" in page
     assert "trial_00" not in page
 
     tuning = json.loads((ledger / "tuning" / "kl_min.json").read_text())
@@ -90,9 +90,10 @@ def test_two_processes_then_a_fresh_clone(config: Path, tmp_path: Path, capsys: 
     shutil.copytree(ledger, clone)
     before = {path.name: path.read_bytes() for path in clone.rglob("*.json")}
     shutil.rmtree(tree["out"])
-    go(config, clone, words=(f"out={tmp_path / 'elsewhere'}",))
+    go(config, clone, words=(f"out={tmp_path / 'elsewhere'}",), out=tmp_path / "clone.md")
     assert {path.name: path.read_bytes() for path in clone.rglob("*.json")} == before
     assert not (tmp_path / "elsewhere").exists()
+    assert "| kl_min (reference) |" in (tmp_path / "clone.md").read_text(encoding="utf-8")  # from the ledger alone
 
 
 def test_too_few_rows_are_said_before_anything_is_made(config: Path, tmp_path: Path) -> None:

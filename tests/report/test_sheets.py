@@ -109,9 +109,9 @@ def test_what_the_terminal_shows_is_shown(summary):
 def test_the_words_say_what_the_tests_can_tell(summary):
     assert outcome(summary) == (
         "3 methods were tuned with 2 trials each on validation rows and measured with 8 seeds on test rows. Best by mean rank of the "
-        "score, of 3 with all seeds: npo (1.0), rmu (2.0), wga (3.0). On the Pareto front over forgetting, retention, indistinguishability, "
-        "robustness and cost: npo, wga. In score, rmu, wga differ from npo (Holm-adjusted p < 0.05). No method is erased with every seed: "
-        "each is damaged, still answers, or gives facts back under attack."
+        "score, of 3 with all seeds: npo (1.0), rmu (2.0), wga (3.0). On the Pareto front over forgetting, retention, "
+        "indistinguishability, robustness and cost: npo, wga. In score, rmu, wga differ from npo (Holm-adjusted p < 0.05). "
+        "No method is erased with every seed: each is damaged, still answers, or gives facts back under attack."
     )
     few = {**copy.deepcopy(summary), "seeds": [0, 1, 2, 3, 4]}
     assert "5 seeds are too few for a test of the score to tell a method from npo." in outcome(few)

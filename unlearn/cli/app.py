@@ -111,7 +111,10 @@ def sweep_command(
 def compare_command(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="RUN... | CONFIG.yaml KEY=VALUE", help="Run folders; or a configuration of runs to make first."),
+        typer.Argument(
+            metavar="RUN... | CONFIG.yaml KEY=VALUE",
+            help="Run folders, or a comparison's ledger; or a configuration of runs to make first.",
+        ),
     ],
     out: Annotated[
         Path | None,

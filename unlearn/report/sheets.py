@@ -202,9 +202,8 @@ def outcome(summary: Mapping[str, Any]) -> str:
     ranked = [name for name in ordered(summary) if "rank" in methods[name]]
     seeds = len(summary["seeds"])
     were = f"{_count(len(tuned), 'method')} {'was' if len(tuned) == 1 else 'were'} tuned"
-    first = (
-        f"{were} with {_count(summary['trials'], 'trial')} each on validation rows and measured with {_count(seeds, 'seed')} on test rows"
-    )
+    budget = f"with {_count(summary['trials'], 'trial')} each on validation rows"
+    first = f"{were} {budget} and measured with {_count(seeds, 'seed')} on test rows"
     progress = summary.get("progress") or {}
     if progress.get("tests", 0) < progress.get("tests_in_all", 0):
         first += f"; so far {progress['tests']} of {progress['tests_in_all']} tests are made"
