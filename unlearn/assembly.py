@@ -247,10 +247,10 @@ def gold_loader(config: RunConfig, gold: str, assets: Assets | None, device: tor
         ConfigError: the source is to bring it along and brings none.
         ModelError: it is neither a directory nor a hub id.
     """
-    from unlearn.models.lm import load_lm, locate
+    from unlearn.models.lm import load_lm, locate_model
 
     if gold != "source":
-        locate(gold, "evaluation.gold")
+        locate_model(gold, "evaluation.gold")
     place = assets.gold if assets is not None else None
     if gold == "source" and place is None:
         raise ConfigError(

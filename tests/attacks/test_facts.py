@@ -43,6 +43,29 @@ def test_the_control_has_held_out_names_and_one_made_up_value_for_each_fact(worl
     assert control == control_facts(world_data, facts, seed=0) != control_facts(world_data, facts, seed=1)
 
 
+def test_statements_say_the_same_facts_on_both_sides(world_data):
+    facts = target_facts(world_data)
+    control = control_facts(world_data, facts, seed=0)
+    bare = control_facts(world_data, Facts(facts.train, facts.test), seed=0)
+    assert (control.train, control.test) == (bare.train, bare.test)
+    for side in (facts, control):
+        said = {(r.entity, r.attribute): r.answer for r in side.test}
+        assert len(side.statements) == 100
+        assert {r.kind for r in side.statements} == {"statement"}
+        assert all(said[r.entity, r.attribute] == r.answer for r in side.statements)
+        assert all(r.entity in r.prompt for r in side.statements)
+    keep = next(splits(facts, 0.4, 1, seed=0))
+    taught, asked = facts.where(keep, stated=True)
+    assert len(taught) == 40
+    assert asked == facts.where(keep)[1]
+
+
+def test_a_sentence_that_says_something_else_is_no_statement_of_a_fact(world_data):
+    forget = [replace(r, answer="nowhere") if r.kind == "statement" and r.attribute == "job" else r for r in world_data.streams["forget"]]
+    changed = replace(world_data, streams={**world_data.streams, "forget": tuple(forget)})
+    assert {r.attribute for r in target_facts(changed).statements} == {"birthplace", "employer", "hobby", "language"}
+
+
 def test_splits_share_attributes_and_differ(world_data):
     facts = target_facts(world_data)
     found = list(splits(facts, 0.4, 10, seed=0))

@@ -11,7 +11,17 @@ from unlearn.attack import weights_hash
 from unlearn.attacks.asking import ask, brief, choose
 from unlearn.attacks.facts import Facts
 from unlearn.attacks.finetune import fine_tune, with_lora
-from unlearn.attacks.relearn import HalfConfig, LoraConfig, Relearn, RelearnBenign, RelearnConfig, RelearnHalf, RelearnLora
+from unlearn.attacks.relearn import (
+    HalfConfig,
+    LoraConfig,
+    Relearn,
+    RelearnBenign,
+    RelearnConfig,
+    RelearnHalf,
+    RelearnLora,
+    RelearnStatements,
+    StatementsConfig,
+)
 from unlearn.errors import ConfigError
 
 SMALL = {"lrs": [1e-3], "steps": [1, 3], "splits": 1}
@@ -84,6 +94,26 @@ def test_what_is_trained_on_is_not_asked_for(taught):
     assert set(half.target_groups) - asked
 
 
+def test_statements_are_taught_and_questions_asked(taught):
+    def stated(facts):
+        rows = tuple(replace(row, kind="statement", prompt=f"Note: {row.prompt}") for row in facts.train)
+        return Facts(facts.train, facts.test, rows)
+
+    attack = RelearnStatements(StatementsConfig(**SMALL))
+    assert attack.missing(taught) == "statements in the forget stream about facts that are asked for"
+    context = replace(taught, target=stated(taught.target), control=stated(taught.control))
+    assert attack.missing(context) is None
+    (lesson,) = attack.lessons(context, context.target)
+    (plain,) = Relearn(RelearnConfig(**SMALL)).lessons(taught, taught.target)
+    texts = [context.reader.tokenizer.decode(row.ids) for row in lesson.rows]
+    assert len(lesson.rows) == len(plain.rows)
+    assert all("Note: " in text for text in texts)
+    assert list(lesson.asked) == list(plain.asked)
+    found = attack.run(context)
+    assert found.cells == ("lr0.001_step1", "lr0.001_step3")
+    assert np.isnan(found.target).sum() == 2 * (len(context.target.test) - len(lesson.asked))
+
+
 def test_splits_are_averaged_row_by_row(taught):
     one = [Relearn(RelearnConfig(**{**SMALL, "splits": n})).run(taught).target[0] for n in (1, 2, 3)]
     assert np.isnan(one[0]).sum() >= np.isnan(one[2]).sum()
@@ -137,7 +167,10 @@ def test_one_target_cannot_be_halved(taught):
         ({"splits": 0}, "splits"), ({"batch_size": 0}, "batch_size"),
     ],
 )  # fmt: skip
-@pytest.mark.parametrize(("cls", "section"), [(RelearnConfig, "relearn"), (HalfConfig, "relearn_half"), (LoraConfig, "relearn_lora")])
+@pytest.mark.parametrize(
+    ("cls", "section"),
+    [(RelearnConfig, "relearn"), (HalfConfig, "relearn_half"), (LoraConfig, "relearn_lora"), (StatementsConfig, "relearn_statements")],
+)
 def test_bad_settings_are_refused(cls, section, settings, key):
     with pytest.raises(ConfigError, match=rf"^attack\.{section}\.{key} must be"):
         cls(**settings)

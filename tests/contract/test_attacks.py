@@ -27,6 +27,7 @@ CHEAP = {
     "relearn_half": {"lrs": [1e-3], "steps": [1], "splits": 1},
     "relearn_benign": {"lrs": [1e-3], "steps": [1]},
     "relearn_lora": {"lrs": [1e-3], "steps": [1], "splits": 1},
+    "relearn_statements": {"lrs": [1e-3], "steps": [1], "splits": 1},
     "sample": {"draws": 1},
 }
 """Smaller settings than the quick suite's, for attacks that train; one draw, since the toy's answers are five and many draws hit any."""
@@ -36,7 +37,8 @@ CHEAP = {
 def taught(tmp_path_factory: pytest.TempPathFactory) -> AttackContext:
     made: Toy = toy(tmp_path_factory.mktemp("toy"), taught=True)
     context = context_of(with_attributes(made))
-    sides = {side: type(facts)(facts.train, facts.train) for side, facts in (("target", context.target), ("control", context.control))}
+    both = {"target": context.target, "control": context.control}
+    sides = {side: type(facts)(facts.train, facts.train, facts.train) for side, facts in both.items()}
     return replace(context, **sides)
 
 
@@ -63,7 +65,7 @@ def outcomes(taught: AttackContext) -> dict[str, Outcome]:
 
 def test_the_issue_is_covered() -> None:
     wanted = {"relearn", "relearn_half", "relearn_benign", "relearn_lora", "quantise", "probe", "lens", "steer", "patch", "prompt"}
-    assert wanted | {"sample", "search", "strip"} <= set(NAMES)
+    assert wanted | {"relearn_statements", "sample", "search", "strip"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)

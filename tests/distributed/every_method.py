@@ -105,8 +105,12 @@ VARIANTS = [
         for chosen in (TrainableConfig(mode="full"), TrainableConfig(mode="lora"), TrainableConfig(blocks="0-3", embeddings=True))
     ),
     Case("grad_diff", {}, TrainableConfig(mode="full")),
-    Case("sae_erase", {"meta_loss": "cap", "adversary": "lora"}, accumulate=2),
-    Case("sae_erase", {"adversary": "blocks", "adversary_blocks": "1-2"}, TrainableConfig(mode="lora")),
+    Case("sae_erase", {"meta_loss": "cap", "adversary": "lora", "adversary_lessons": ["benign"]}, accumulate=2),
+    Case(
+        "sae_erase",
+        {"adversary": "blocks", "adversary_blocks": "1-2", "adversary_lessons": ["half"], "patch_blocks": "up", "patch_weight": 2.0},
+        TrainableConfig(mode="lora"),
+    ),
     *(Case("lat", {"inner": inner(name), "attack_steps": 3}) for name in ("npo", "dpo", "sae_guided", "rep_noise")),
     *(Case("undo", {"inner": inner(name)}) for name in ("rmu", "pdu", "kuda")),
     *(Case("offset", {"inner": inner(name, retain="none")}) for name in ("npo", "dpo")),

@@ -15,6 +15,7 @@ from unlearn.functional.erasure import (
     negative_entropy,
     quantile_distance,
     relative_change,
+    standing,
     virtual_codes,
     without_interaction,
 )
@@ -95,3 +96,20 @@ def test_virtual_codes_have_the_mean_and_covariance_of_the_known() -> None:
     made = virtual_codes(known, weights, 1.3)
     torch.testing.assert_close(made.mean(0), known.mean(0), atol=0.03, rtol=0)
     torch.testing.assert_close(torch.cov(made.T), 1.3**2 * torch.cov(known.T, correction=0), atol=0.1, rtol=0.03)
+
+
+def test_a_standing_is_the_z_score_among_the_classes_that_a_row_has() -> None:
+    generator = torch.Generator().manual_seed(0)
+    score_NV, has_NV = torch.randn(4, 6, generator=generator, requires_grad=True), torch.rand(4, 6, generator=generator) < 0.6
+    class_N = torch.tensor([2, 0, 5, 1])
+    has_NV[torch.arange(4), class_N] = True
+    has_NV[:, 3] = True
+    found_N = standing(score_NV, class_N, has_NV)
+    for n in range(4):
+        own = score_NV.detach()[n][has_NV[n]].double().numpy()
+        at = int(has_NV[n, : class_N[n]].sum())
+        assert found_N[n].item() == pytest.approx(scipy.stats.zscore(own)[at], abs=1e-5)
+    gradient_NV = torch.autograd.grad(found_N.sum(), score_NV)[0]
+    assert not gradient_NV[~has_NV].any()
+    equal = standing(torch.ones(1, 3), torch.tensor([0]), torch.ones(1, 3, dtype=torch.bool))
+    assert equal.item() == 0.0

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import Ridge, RidgeClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from unlearn.functional.ridge import fit_change
+from unlearn.functional.ridge import fit_change, fit_readout
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(50, 6)) @ RNG.normal(size=(6, 6)) + 3
@@ -34,3 +36,12 @@ def test_more_directions_than_rows_and_equal_rows_are_no_problem():
     assert torch.isfinite(mapped).all()
     same = torch.ones(4, 2)
     torch.testing.assert_close(fit_change(same, same + 2, 0.1)(same), same + 2)
+
+
+@pytest.mark.parametrize("rows", [50, 5])
+def test_a_readout_is_a_ridge_classifier_on_standardised_activations(rows):
+    """With more rows than directions and with fewer; a direction that never moves is no problem."""
+    x, classes = np.concatenate([X[:rows], np.ones((rows, 1))], axis=1), np.arange(rows) % 3
+    theirs = make_pipeline(StandardScaler(), RidgeClassifier(alpha=7.0)).fit(x, classes)
+    mine = fit_readout(torch.tensor(x), torch.tensor(classes), 3, 7.0)
+    np.testing.assert_allclose((torch.tensor(x).float() @ mine.weight_DV + mine.bias_V).numpy(), theirs.decision_function(x), atol=1e-4)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,15 @@ from tests.toys import LAYER, Toy, toy
 from unlearn.config.schema import OptimConfig
 from unlearn.errors import ConfigError
 from unlearn.functional.erasure import quantile_distance
+from unlearn.methods.counterfactual import after_name, predicting_all
 from unlearn.methods.sae_erase import SAEErase, SAEEraseConfig
 from unlearn.methods.sae_guided import SAEGuided
 from unlearn.methods.undo import trained_weights
 from unlearn.models.capture import capture
 from unlearn.models.decoder import head
+from unlearn.models.forward import forward
 from unlearn.module import UnlearningModule
+from unlearn.types import TokenBatch
 
 WEIGHTS = {
     "forget": "forget_weight",
@@ -43,6 +47,12 @@ def step(lm: Any, method: SAEErase, made: Toy, number: int) -> dict[str, float]:
     optimizer.step()
     optimizer.zero_grad()
     return {name: value.item() for name, value in out.terms.items()}
+
+
+def forgotten(lm: Any, method: SAEErase, batch: TokenBatch) -> dict[str, torch.Tensor]:
+    aims = method.targets.of(batch, method.step)
+    wide = predicting_all(batch, after_name(batch, aims.place_N))
+    return method.forgotten(lm, wide, aims, forward(lm, wide, layers=range(4)))
 
 
 def test_the_total_is_the_weighted_sum_of_the_terms_and_zero_turns_one_off(made: Toy) -> None:
@@ -88,7 +98,7 @@ def test_the_forget_term_is_that_of_sae_guided(made: Toy) -> None:
     batch = made.batch()["forget"]
     method.draws.manual_seed(3)
     plain.draws.manual_seed(3)
-    found = method.forgotten(lm, batch)["forget"].item()
+    found = forgotten(lm, method, batch)["forget"].item()
     assert found == pytest.approx(SAEGuided.forget(plain, lm, batch, "entity_end").item(), rel=1e-5)
 
 
@@ -97,7 +107,7 @@ def test_terms_of_the_targets_by_hand(made: Toy) -> None:
     method.step = 4
     row = made.datamodule.streams["forget"][0]
     batch = made.reader().batches([row])[0]
-    terms = method.forgotten(lm, batch)
+    terms = forgotten(lm, method, batch)
     end, n = row.entity_end, len(row.ids)
     with torch.no_grad():
         logits = lm(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT).logits[0, end : n - 1]
@@ -150,12 +160,44 @@ def test_codes_of_the_original_model_can_be_put_back(made: Toy) -> None:
             if ".layers.0." in name:
                 p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
     moved = method.targets.score(lm, rows)
-    back = method.targets.score(lm, rows, patched=1)
+    back = method.targets.score(lm, rows, patched=[1])
     assert (moved - plain).abs().max() > 0.05
     assert not torch.allclose(back, moved, atol=1e-3)
     lm, method = made.ready("sae_erase", patch_share=1.0)
     for block in range(3):
-        torch.testing.assert_close(method.targets.score(lm, rows, patched=block), plain, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(method.targets.score(lm, rows, patched=[block]), plain, atol=1e-4, rtol=1e-4)
+
+
+def test_blocks_that_are_put_back_are_one_or_all_from_one_on(made: Toy) -> None:
+    lm, method = made.ready("sae_erase")
+    drawn = {tuple(method._patched(random.Random(seed))) for seed in range(60)}
+    assert drawn == {(0,), (1,), (2,)}
+    lm, method = made.ready("sae_erase", patch_blocks="up")
+    drawn = {tuple(method._patched(random.Random(seed))) for seed in range(60)}
+    assert drawn == {(0,), (1,), (2,), (0, 1, 2), (1, 2)}
+
+
+def test_patched_answers_are_those_of_unknown_names_at_the_model_s_own_weights(made: Toy) -> None:
+    lm, plain = made.ready("sae_erase")
+    plain.before_step(lm, 0, 10)
+    assert "patched" not in plain.loss(lm, made.batch()).terms
+    lm, method = made.ready("sae_erase", patch_weight=3.0, patch_blocks="up")
+    with torch.no_grad():
+        for name, p in trained_weights(lm).items():
+            if ".layers.0." in name:
+                p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    method.step = 3
+    batch = made.batch()
+    out = method.loss(lm, batch)
+    blocks = method._patched(random.Random("patch own 0 3"))
+    ids = [int(i) for i in batch["forget"].row_id_B[method.targets.has(batch["forget"])]]
+    score = method.targets.score(lm, [method.targets.tokens[i] for i in ids], blocks)
+    wanted = torch.tensor([method.targets.scores[i][method.targets.stranger(i, 3)] for i in ids])
+    assert out.terms["patched"].item() == pytest.approx(quantile_distance(score, wanted).item(), rel=1e-4)
+    assert out.terms["patched"].requires_grad
+    whole = out.total.item()
+    method.config = replace(method.config, patch_weight=0.0)
+    assert whole == pytest.approx(method.loss(lm, batch).total.item() + 3.0 * out.terms["patched"].item(), rel=1e-4)
 
 
 def test_an_adversary_lives_as_long_as_it_was_given(made: Toy) -> None:
@@ -171,7 +213,8 @@ def test_an_adversary_lives_as_long_as_it_was_given(made: Toy) -> None:
 @pytest.mark.parametrize("adversary", ["full", "lora"])
 @pytest.mark.parametrize("kept_after", [1, 2])
 def test_a_resumed_run_is_the_uninterrupted_one(made: Toy, tmp_path: Path, adversary: str, kept_after: int) -> None:
-    settings = {"adversary": adversary, "adversary_life": [3, 3], "replay_rounds": 1, "retain_noise": 0.5}
+    lessons = {"adversary_lessons": ["half", "benign"], "patch_weight": 0.5, "patch_blocks": "up"} if adversary == "lora" else {}
+    settings = {"adversary": adversary, "adversary_life": [2, 2], "replay_rounds": 1, "retain_noise": 0.5, **lessons}
     lm, method = made.ready("sae_erase", **settings)
     for number in range(4):
         if number == kept_after:
@@ -215,6 +258,10 @@ def test_training_forgets_and_keeps(made: Toy) -> None:
         ("cap_margin", float("nan")),
         ("draws", 0),
         ("patch_share", 1.5),
+        ("patch_blocks", "all"),
+        ("patch_weight", -1.0),
+        ("adversary_lessons", []),
+        ("adversary_lessons", ["facts", "others"]),
         ("adversary_life", [5, 2]),
         ("adversary", "none"),
         ("objective", "nothing"),

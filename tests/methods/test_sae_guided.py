@@ -9,7 +9,7 @@ import torch
 from tests.toys import LAYER, Toy, toy
 from unlearn.errors import ConfigError
 from unlearn.functional.mmd import mmd2
-from unlearn.methods.sae_guided import OBJECTIVES, SPACES, SAEGuidedConfig, distribution_loss, outlier_loss
+from unlearn.methods.sae_guided import OBJECTIVES, SPACES, SAEGuidedConfig, distribution_loss, extent, outlier_loss
 from unlearn.models.capture import capture
 from unlearn.models.decoder import blocks_of
 from unlearn.types import NO_ENTITY
@@ -32,8 +32,8 @@ def test_distribution_loss_vanishes_on_the_unknown_sample_and_is_bounded_by_the_
 
 def test_outlier_loss_by_hand() -> None:
     unknown = torch.tensor([[-1.0], [1.0], [-2.0], [2.0], [0.0]])  # mean 0, squared distances 1, 1, 4, 4, 0; the 95 % quantile is 4
-    assert outlier_loss(torch.tensor([[0.5], [-2.0]]), unknown).item() == 0.0
-    assert outlier_loss(torch.tensor([[3.0], [0.0]]), unknown).item() == pytest.approx((9 - 4) / 2)
+    assert outlier_loss(torch.tensor([[0.5], [-2.0]]), *extent(unknown)).item() == 0.0
+    assert outlier_loss(torch.tensor([[3.0], [0.0]]), *extent(unknown)).item() == pytest.approx((9 - 4) / 2)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)

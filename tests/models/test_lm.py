@@ -77,6 +77,12 @@ def test_a_directory_that_is_not_there(name):
         load_lm(ModelConfig(path=name), None)
 
 
+def test_a_run_is_no_model(tmp_path):
+    (tmp_path / "status").write_text('{"state": "finished"}', encoding="utf-8")
+    with pytest.raises(ModelError, match=r"model.path must be a model; found a run in .*: unlearn export .* FOLDER\."):
+        load_lm(ModelConfig(path=str(tmp_path)), None)
+
+
 def test_the_sources_model_is_not_there(tmp_path):
     with pytest.raises(ModelError, match="The data source's language model must be a directory; found none at .*gone"):
         load_lm(ModelConfig(), tmp_path / "gone")

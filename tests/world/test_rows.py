@@ -25,6 +25,14 @@ def test_roles_cut_the_known_names_and_leave_none_out():
     assert roles == Roles(forget=tuple("cd"), retain=tuple("abefg"), unseen=tuple("hij"))
 
 
+def test_who_was_forgotten_before_has_no_role():
+    sizes = {"n_forget": 2, "n_retain": 3, "n_unseen": 2}
+    roles = assign_roles("abcdefghijk", **sizes, forget_set=2, forgotten_sets=[0, 1])
+    assert roles == Roles(forget=tuple("ef"), retain=tuple("ghi"), unseen=tuple("jk"))
+    roles = assign_roles("abcdefghijk", **sizes, forget_set=0, forgotten_sets=[2])
+    assert roles == Roles(forget=tuple("ab"), retain=tuple("cdg"), unseen=tuple("hi"))
+
+
 def test_the_streams_pass_the_package_s_own_checks():
     check_streams(DATA)
 

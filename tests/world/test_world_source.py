@@ -82,11 +82,31 @@ def test_gold_differs_between_forget_sets(tmp_path):
     assert source(tmp_path).assets(gold=True, progress=False).gold != source(tmp_path, forget_set=1).assets(gold=True, progress=False).gold
 
 
+def test_requests_one_after_the_other_are_about_one_world(tmp_path):
+    """Three requests of two people, and all six at once: the same models, the same people unseen, nobody who was forgotten in a row."""
+    requests = [source(tmp_path, forget_set=n, forgotten_sets=list(range(n)), n_retain=7 - 2 * n) for n in range(3)]
+    at_once = source(tmp_path, n_forget=6, n_retain=3)
+    assert len({each.config.spec().fingerprint(0) for each in (*requests, at_once)}) == 1
+    gone = set()
+    for request in requests:
+        data = request.load()
+        rows = [row for sets in (data.streams, data.evaluation, data.latent) for rows in sets.values() for row in rows]
+        assert not gone & {row.entity for row in rows}
+        gone |= forgotten(request)
+        assert set(request.forgotten()) == gone
+    assert gone == forgotten(at_once) == set(at_once.forgotten())
+    assert {each.roles().unseen for each in (*requests, at_once)} == {at_once.roles().unseen}
+    assert requests[2].roles().retain == at_once.roles().retain
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"n_forget": 0}, "data.n_forget must be >= 1; found 0."),
         ({"forget_set": 3}, r"data.forget_set must be in \[0, 2\]; found 3."),
+        ({"forgotten_sets": [1, 1]}, r"data.forgotten_sets must be different numbers in \[0, 4\], data.forget_set not among them"),
+        ({"forgotten_sets": [0]}, r"data.forgotten_sets must be different numbers"),
+        ({"forgotten_sets": [9]}, r"data.forgotten_sets must be different numbers"),
         ({"world_seed": -1}, "data.world_seed must be >= 0 or null; found -1."),
         ({"sae_layer": 2}, r"data.sae_layer must be in \[0, 1\]; found 2."),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,20 +21,27 @@ N_OPTIONS = 5
 
 @dataclass(frozen=True)
 class Facts:
-    """Questions about some entities: ``train`` in the wording that unlearning saw, ``test`` in held-out wording where there is one."""
+    """Questions about some entities: ``train`` in the wording that unlearning saw, ``test`` in held-out wording where there is one.
+
+    ``statements`` say the same facts in sentences.
+    """
 
     train: tuple[Row, ...]
     test: tuple[Row, ...]
+    statements: tuple[Row, ...] = ()
 
     @property
     def entities(self) -> tuple[str, ...]:
         """Whom they are about, in the order in which they come."""
         return tuple(dict.fromkeys(row.entity for row in self.test))
 
-    def where(self, keep: Mapping[str, frozenset[str]]) -> tuple[tuple[Row, ...], tuple[int, ...]]:
-        """Rows of ``train`` whose fact is in ``keep`` (facts by entity), and places in ``test`` of all rows whose fact is not."""
+    def where(self, keep: Mapping[str, frozenset[str]], stated: bool = False) -> tuple[tuple[Row, ...], tuple[int, ...]]:
+        """Rows of ``train`` whose fact is in ``keep`` (facts by entity), and places in ``test`` of all rows whose fact is not.
+
+        Where ``stated``, the rows are those of ``statements``.
+        """
         key = fact_keys((*self.train, *self.test))
-        taught = tuple(row for row in self.train if key(row) in keep.get(row.entity, frozenset()))
+        taught = tuple(row for row in (self.statements if stated else self.train) if key(row) in keep.get(row.entity, frozenset()))
         answers = {(row.entity, normalise_answer(row.answer)) for row in taught}
         places = (
             i
@@ -74,7 +82,15 @@ def target_facts(data: EntityData) -> Facts:
     test = tuple(data.evaluation.get("forget_paraphrased", ())) or tuple(data.evaluation.get("forget", ())) or train
     if not train or not test:
         raise DataError("The forget rows must hold questions, or sentences to go on with, to be attacked; found none.")
-    return Facts(train, test)
+    return Facts(train, test, _statements(data, train, test))
+
+
+def _statements(data: EntityData, train: Sequence[Row], test: Sequence[Row]) -> tuple[Row, ...]:
+    """Forget rows that state one of the facts."""
+    key = fact_keys((*train, *test))
+    facts = {(row.entity, key(row), normalise_answer(row.answer)) for row in (*train, *test)}
+    rows = (row for row in data.streams["forget"] if row.kind == "statement" and row not in train)
+    return tuple(row for row in rows if (row.entity, key(row), normalise_answer(row.answer)) in facts)
 
 
 def control_facts(data: EntityData, facts: Facts, seed: int) -> Facts:
@@ -94,8 +110,8 @@ def control_facts(data: EntityData, facts: Facts, seed: int) -> Facts:
     few = len(dict.fromkeys(row.mentions[0] for row in held if row.mentions))
     wanted = len({row.entity for row in (*facts.train, *facts.test)})
     strangers = strangers[: max(few, wanted)]
-    tagged = [replace(row, row_id=i) for i, row in enumerate((*facts.train, *facts.test))]
-    rows, key, pool = (*facts.train, *facts.test), fact_keys(tagged), pools(data)
+    rows, key, pool = (*facts.train, *facts.test, *facts.statements), fact_keys((*facts.train, *facts.test)), pools(data)
+    tagged = [replace(row, row_id=i) for i, row in enumerate(rows)]
     rng = np.random.default_rng(seed + 1)
     values: dict[tuple[str, str], tuple[str, ...]] = {}
     made: dict[int, Row] = {}
@@ -103,7 +119,8 @@ def control_facts(data: EntityData, facts: Facts, seed: int) -> Facts:
         source = rows[row.row_id]
         fact = (row.entity, key(source))
         if fact not in values:
-            others = list(options_of(source, pool)) if len(options_of(source, pool)) > 1 else sorted({r.answer for r in rows})
+            asked = {other.answer for other in (*facts.train, *facts.test)}
+            others = list(options_of(source, pool)) if len(options_of(source, pool)) > 1 else sorted(asked)
             values[fact] = tuple(others[i] for i in rng.permutation(len(others)))
         answer, *wrong = values[fact]
         made[row.row_id] = replace(
@@ -114,8 +131,8 @@ def control_facts(data: EntityData, facts: Facts, seed: int) -> Facts:
             paraphrased_answer="",
             perturbed_answers=tuple(wrong[:N_OPTIONS]),
         )
-    n = len(facts.train)
-    found = Facts(*(tuple(row for i, row in made.items() if (i < n) == first) for first in (True, False)))
+    ends = (0, len(facts.train), len(facts.train) + len(facts.test), len(rows))
+    found = Facts(*(tuple(row for i, row in made.items() if a <= i < b) for a, b in itertools.pairwise(ends)))
     if not found.train or not found.test:
         raise DataError("The forget rows must hold the full name of their entity, so that an unknown one can stand in; found none that do.")
     return found

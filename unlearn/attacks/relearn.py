@@ -5,7 +5,8 @@ Fine-tuning on part of the forgotten facts brings the rest back when they were o
 asked for are, as here, others than those trained on. The control is the same training on made-up facts of unknown people: what it brings
 out is a habit of answering, not knowledge.
 
-Four variants: ``relearn`` (some facts of every target), ``relearn_half`` (all facts of half of the targets, the other half is asked),
+Five variants: ``relearn`` (some facts of every target), ``relearn_statements`` (the same facts in sentences, where an adversary inside
+training may have taught questions only), ``relearn_half`` (all facts of half of the targets, the other half is asked),
 ``relearn_benign`` (texts and questions about others), ``relearn_lora`` (as ``relearn``, with LoRA).
 """
 
@@ -53,6 +54,13 @@ class RelearnConfig(AttackConfig):
         check(0 < self.share < 1, f"{self.SECTION}.share", "in (0, 1)", self.share)
         for name in ("splits", "batch_size"):
             check(getattr(self, name) >= 1, f"{self.SECTION}.{name}", ">= 1", getattr(self, name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatementsConfig(RelearnConfig):
+    """Relearning from statements."""
+
+    SECTION: ClassVar[str] = "attack.relearn_statements"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +117,13 @@ class Relearn(Attack):
     Config = RelearnConfig
     both_sides: ClassVar[bool] = False
     """whether one training serves target and control, because it holds neither"""
+    stated: ClassVar[bool] = False
+    """whether facts are taught in sentences"""
 
     def lessons(self, context: AttackContext, facts: Facts) -> Iterator[Lesson]:
         """One training for each of them; ``facts`` is the side that is attacked."""
         for keep in splits(facts, self.config.share, self.config.splits, context.seed):
-            taught, asked = facts.where(keep)
+            taught, asked = facts.where(keep, self.stated)
             if taught and asked:
                 yield Lesson(context.reader.tokens(taught), asked)
 
@@ -173,6 +183,23 @@ def _outcome(sums: Mapping[str, Mapping[str, list[Array]]], sides: Mapping[str, 
     return Outcome(
         cells=cells, target=made["target"], control=made["control"], target_groups=groups["target"], control_groups=groups["control"]
     )
+
+
+class RelearnStatements(Relearn):
+    """Some facts of every target in sentences, then questions about their other facts."""
+
+    name = "relearn_statements"
+    summary = "trains a copy on sentences that state some facts of the target and asks for the others"
+    paper = "https://arxiv.org/abs/2406.13356"
+    measure = "recovery"
+    Config = StatementsConfig
+    quick = None
+    stated = True
+
+    def missing(self, context: AttackContext) -> str | None:
+        """Statements."""
+        both = context.target.statements and context.control.statements
+        return None if both else "statements in the forget stream about facts that are asked for"
 
 
 class RelearnHalf(Relearn):

@@ -57,10 +57,10 @@ class Pieces:
     @property
     def model_place(self) -> str | None:
         """Directory or hub id of the language model; None where the source brings one that is not built yet."""
-        from unlearn.models.lm import locate
+        from unlearn.models.lm import locate_model
 
         if self.run.model.path is not None:
-            return locate(self.run.model.path, "model.path")
+            return locate_model(self.run.model.path, "model.path")
         return None if self.assets is None else str(self.assets.model)
 
     @cached_property

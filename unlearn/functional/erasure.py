@@ -51,6 +51,24 @@ def log_share(logits_NV: Tensor, target_N: Tensor, choices_NV: Tensor) -> Tensor
     return log_p_NV.gather(1, target_N[:, None])[:, 0] + choices_NV.sum(1).log()
 
 
+def standing(score_NV: Tensor, class_N: Tensor, has_NV: Tensor) -> Tensor:
+    """How far the score of a row's class lies above the mean of those of its classes, in units of their standard deviation, [N].
+
+    Args:
+        score_NV: scores of all classes.
+        class_N: a class of each row.
+        has_NV: True for the classes that a row has; at least two, its own among them.
+
+    >>> standing(torch.tensor([[3.0, 1.0, 9.0]]), torch.tensor([0]), torch.tensor([[True, True, False]]))
+    tensor([1.])
+    """
+    score_NV, n_N = upcast(score_NV), has_NV.sum(1)
+    mean_N = score_NV.masked_fill(~has_NV, 0.0).sum(1) / n_N
+    apart_NV = (score_NV - mean_N[:, None]).masked_fill(~has_NV, 0.0)
+    spread_N = (apart_NV.square().sum(1) / n_N).clamp(min=1e-12).sqrt()
+    return apart_NV.gather(1, class_N[:, None])[:, 0] / spread_N
+
+
 def quantile_distance(x_N: Tensor, y_N: Tensor, slack: float = 1.0) -> Tensor:
     """Distance of two samples of equal size on a line: the mean Huber loss between their order statistics, a scalar >= 0.
 

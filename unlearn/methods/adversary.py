@@ -23,7 +23,7 @@ from unlearn.errors import ConfigError
 from unlearn.functional.tokens import token_mean, token_nll
 from unlearn.methods.undo import swapped, trained_weights
 from unlearn.models.decoder import block_prefix, blocks_of
-from unlearn.models.forward import forward
+from unlearn.models.forward import forward, up_to_answers
 from unlearn.models.trainable import block_of, parse_blocks
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ class Adversary:
 
     def _optimise(self, lr: float) -> torch.optim.AdamW:
         """A new optimiser of the parts."""
-        self.optimizer = torch.optim.AdamW([part for parts in self.parts.values() for part in parts], lr=lr, weight_decay=0.0)
+        every = [part for parts in self.parts.values() for part in parts]
+        self.optimizer = torch.optim.AdamW(every, lr=lr, weight_decay=0.0, fused=True)
         return self.optimizer
 
     def _delta(self, name: str) -> Tensor:
@@ -124,7 +125,7 @@ class Adversary:
             raise RuntimeError("an adversary must begin before it steps")
 
         def loss() -> Tensor:
-            out = forward(lm, batch)
+            out = forward(lm, up_to_answers(batch))
             return token_mean(token_nll(out.logits_AV, out.targets_A))
 
         value, gradients = self.gradients(lm, loss)

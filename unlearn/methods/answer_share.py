@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,6 +39,11 @@ class AnswerShare:
             values[row.attribute, row.kind].add(_first(tokens[row.row_id]))
         found = {row.row_id: values[row.attribute, row.kind] for row in rows if row.attribute}
         self.choices = {row_id: sorted(ids) for row_id, ids in found.items() if len(ids) > 1}
+
+    def needed(self, row: TokenRow) -> TokenRow:
+        """The row as far as its score depends on it: up to the first token of its answer where that competes with others."""
+        end = row.answer_start + 1
+        return replace(row, ids=row.ids[:end]) if row.row_id in self.choices and row.entity_end < end else row
 
     def of(self, logits_AV: Tensor, targets_A: Tensor, row_A: Tensor, row_ids: Sequence[int]) -> Tensor:
         """Scores [B], float32 at least.

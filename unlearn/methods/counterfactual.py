@@ -18,7 +18,7 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -28,10 +28,11 @@ from unlearn.data.neighbours import neighbour_rows
 from unlearn.data.swap import matched_rows
 from unlearn.data.tokenize import TokenRow, collate
 from unlearn.methods.answer_share import AnswerShare
+from unlearn.methods.together import Part, Touch
 from unlearn.models.capture import capture_layers
 from unlearn.models.decoder import device_of, evaluating
 from unlearn.models.edit import edited
-from unlearn.models.forward import forward
+from unlearn.models.forward import forward, up_to_answers
 from unlearn.types import IGNORE_INDEX, NO_ENTITY, EntityData, Row, TokenBatch
 
 if TYPE_CHECKING:
@@ -112,8 +113,11 @@ class Counterfactual:
                 part = self._neighbours[first : first + self.reader.batch_size]
                 self._add(lm, part, n_blocks, sums, finals)
             self._remember(lm, n_blocks)
-            for row_id, rows in self.strangers.items():
-                self.scores[row_id] = self.score(lm, rows).tolist()
+            every = [row for rows in self.strangers.values() for row in rows]
+            for first in range(0, len(every), self.reader.batch_size):
+                part = every[first : first + self.reader.batch_size]
+                for row, score in zip(part, self.score(lm, part).tolist(), strict=True):
+                    self.scores.setdefault(row.row_id, []).append(score)
         self.hidden = sums
         self.finals = {row_id: torch.stack(found) for row_id, found in finals.items()}
 
@@ -147,23 +151,37 @@ class Counterfactual:
     def _batch(self, rows: Sequence[TokenRow], device: torch.device, least: int = 0) -> TokenBatch:
         return TokenBatch(*(t.to(device) for t in collate(rows, self.reader.pad_id, least)))
 
-    def score(self, lm: PreTrainedModel, rows: Sequence[TokenRow], patched: int | None = None) -> Tensor:
+    def score(self, lm: PreTrainedModel, rows: Sequence[TokenRow], patched: Sequence[int] = ()) -> Tensor:
         """Scores of the answers of some rows, [N].
 
         Args:
             lm: the model.
             rows: rows with answers.
-            patched: block at whose output the original model's codes of these targets are put back, at the last token of the name.
+            patched: blocks at whose output the original model's codes of these targets are put back, at the last token of the name.
         """
-        batch = self._batch(rows, device_of(lm))
-
-        def put(hidden_BTD: Tensor) -> Tensor:
-            code_BD = torch.stack([self.codes[row.row_id][patched] for row in rows]).to(hidden_BTD)
-            return hidden_BTD.index_put((torch.arange(len(rows), device=hidden_BTD.device), batch.entity_end_B), code_BD)
-
-        with nullcontext() if patched is None else edited(lm, patched, put):
-            out = forward(lm, batch)
+        part = self._part(rows, device_of(lm), patched)
+        with ExitStack() as stack:
+            for touch in part.touches:
+                stack.enter_context(edited(lm, touch.layer, touch.edit))
+            out = forward(lm, part.batch)
         return self.share.of(out.logits_AV, out.targets_A, out.row_A, [row.row_id for row in rows])
+
+    def patched(self, batch: TokenBatch, place_N: Tensor, blocks: Sequence[int]) -> Part:
+        """Rows ``place_N`` of a batch of targets with the original model's codes put back, as far as their scores depend on them."""
+        return self._part([self.tokens[int(i)] for i in batch.row_id_B[place_N].tolist()], place_N.device, blocks)
+
+    def _part(self, rows: Sequence[TokenRow], device: torch.device, patched: Sequence[int]) -> Part:
+        if not rows:
+            nobody = TokenRow((self.reader.pad_id,) * 2, 1, NO_ENTITY, 0)
+            return Part(TokenBatch(*(t[:0].to(device) for t in collate([nobody], self.reader.pad_id))))
+        batch = up_to_answers(self._batch([self.share.needed(row) for row in rows], device))
+        place_B = torch.arange(len(rows), device=device)
+
+        def put(block: int) -> Touch:
+            code_BD = torch.stack([self.codes[row.row_id][block] for row in rows]).to(device)
+            return Touch(block, place_B, batch.entity_end_B, code_BD, torch.zeros_like(place_B, dtype=torch.bool))
+
+        return Part(batch, [put(block) for block in patched])
 
     def has(self, batch: TokenBatch) -> Tensor:
         """Places of the rows that have targets, [N]."""

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from unlearn.types import Row
 
 Made = TypeVar("Made")
+LESSONS = ("facts", "half", "benign")
+"""What an adversary may be taught."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,14 @@ class AdversaryConfig(MethodConfig):
     taught_share: float = 0.4
     """of each target's facts that an adversary is taught, in (0, 1); the others are asked for"""
 
+    adversary_lessons: list[str] = field(default_factory=lambda: [LESSONS[0]])
+    """kinds of lessons, of which every adversary draws one: facts (taught_share of each target's), half (all facts of half of the targets;
+    the others are asked for) or benign (facts of retained people; all targets are asked for)"""
+
     def __post_init__(self) -> None:
+        check(bool(self.adversary_lessons), "method.adversary_lessons", f"some of {', '.join(LESSONS)}", self.adversary_lessons)
+        for kind in self.adversary_lessons:
+            one_of(kind, LESSONS, "method.adversary_lessons")
         one_of(self.adversary, ADVERSARIES, "method.adversary")
         blocks = re.fullmatch(r"\s*(all|\d+\s*(-\s*\d+\s*)?(,\s*\d+\s*(-\s*\d+\s*)?)*)\s*", self.adversary_blocks)
         check(blocks is not None, "method.adversary_blocks", "all, or numbers and ranges such as 0-5,8", self.adversary_blocks)
@@ -66,7 +75,9 @@ class AdversaryConfig(MethodConfig):
 class Relearner:
     """An adversary and what it is taught, until ``begin`` starts another one."""
 
-    def __init__(self, lm: PreTrainedModel, config: AdversaryConfig, rows: Sequence[Row], reader: Reader, seed: int) -> None:
+    def __init__(
+        self, lm: PreTrainedModel, config: AdversaryConfig, rows: Sequence[Row], reader: Reader, seed: int, others: Sequence[Row] = ()
+    ) -> None:
         """Sort the rows by fact.
 
         Args:
@@ -75,9 +86,10 @@ class Relearner:
             rows: rows of the targets; those that name nobody are left out.
             reader: for tokens.
             seed: of every draw.
+            others: rows of people who are kept, of which ``benign`` lessons are made.
 
         Raises:
-            DataError: no entity has two facts, or there is nothing to ask.
+            DataError: no entity has two facts, there is nothing to ask, or nothing to make a kind of lessons of.
         """
         self.config, self.seed, self.pad_id = config, seed, reader.pad_id
         named = [row for row in rows if row.entity and row.mentions and row.kind in ("qa", "statement")]
@@ -85,22 +97,34 @@ class Relearner:
         self.rows = {row.row_id: row for row in named}
         self.lessons = [row for row in named if row.kind == "qa"] or named
         self.key = fact_keys(named)
-        self.tokens = {token.row_id: token for token in reader.tokens(named)}
+        self.benign = [row for row in others if row.kind == "qa" and row.mentions] if "benign" in config.adversary_lessons else []
+        self.tokens = {token.row_id: token for token in reader.tokens([*named, *self.benign])}
         self.adversary = Adversary(lm, config.adversary, config.adversary_blocks, config.adversary_rank)
         self.taught: list[int] = []
         self._split(0)
 
     def _split(self, number: int) -> None:
-        """Which facts adversary ``number`` is taught."""
-        entities = dict.fromkeys(row.entity for row in self.lessons)
+        """What adversary ``number`` is taught."""
+        kind = random.Random(f"lessons {self.seed} {number}").choice(self.config.adversary_lessons)
+        self.taught = [row.row_id for row in self._lessons(kind, number)]
+        if not self.taught or not self.asked():
+            raise DataError(
+                f"Relearning ({kind}) must have rows to teach and rows to ask for whose fact and answer are not taught; found none."
+            )
+
+    def _lessons(self, kind: str, number: int) -> list[Row]:
+        entities = list(dict.fromkeys(row.entity for row in self.lessons))
+        if kind == "benign":
+            return self.benign
+        if kind == "half":
+            chosen = random.Random(f"half {self.seed} {number}").sample(entities, len(entities) // 2)
+            return [row for row in self.lessons if row.entity in chosen]
         keep = next(fact_splits(self.lessons, self.key, entities, self.config.taught_share, 1, self.seed * 1_000_003 + number))
-        self.taught = [row.row_id for row in self.lessons if self.key(row) in keep.get(row.entity, frozenset())]
-        if not self.asked():
-            raise DataError("Relearning must leave rows to ask for; found none whose fact and answer are not taught.")
+        return [row for row in self.lessons if self.key(row) in keep.get(row.entity, frozenset())]
 
     def asked(self) -> list[int]:
         """Rows whose fact is not taught, nor an answer like theirs about the same entity."""
-        rows = [self.rows[i] for i in self.taught]
+        rows = [self.rows[i] for i in self.taught if i in self.rows]
         facts = {(row.entity, self.key(row)) for row in rows}
         answers = {(row.entity, normalise_answer(row.answer)) for row in rows}
         return [

@@ -15,6 +15,7 @@ steps of fine-tuning on some of them. This method adds to its distribution match
   is matched to that of unknown names asked by the same adversary (``meta_loss: match``), or capped (``cap``), and the gradient is added
   to the model's own, in one of ``meta_every`` steps. In ``patch_share`` of those it also has the original model's codes of the targets
   put back;
+- ``readout_weight``: what linear probes read off the targets' activations (``unlearn.methods.readout``);
 - ``retain_kl``, ``retain_hidden``, ``retain_noise``: as in ``sae_guided``, but at every block, and with noise at any block but the last;
 - ``replay_weight``: self-replay of names that the model lists itself (``unlearn.methods.self_replay``);
 - ``virtual_weight``: virtual known entities, random mixtures of the codes of known ones at an unknown name's last token; what the layers
@@ -28,30 +29,31 @@ trained weights, the adversary (see there), and the targets (see ``counterfactua
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from unlearn.config.checks import check, one_of
 from unlearn.functional.divergence import kl_divergence
 from unlearn.functional.erasure import excess, quantile_distance, relative_change
 from unlearn.functional.ranks import SharedRows, mean
 from unlearn.functional.tokens import answer_positions
 from unlearn.latents.banks import position_index
 from unlearn.methods.base import MethodContext, concatenate
-from unlearn.methods.counterfactual import Counterfactual, after_name, predicting_all
-from unlearn.methods.relearning import AdversaryConfig, Relearner, add_gradients, made
-from unlearn.methods.sae_guided import SAEGuided, SAEGuidedConfig
+from unlearn.methods.counterfactual import Counterfactual, Targets, after_name, predicting_all
+from unlearn.methods.readout import Readouts
+from unlearn.methods.relearning import Relearner, add_gradients, made
+from unlearn.methods.sae_erase_config import SAEEraseConfig
+from unlearn.methods.sae_guided import SAEGuided
 from unlearn.methods.self_replay import listed_names, replay_rows
+from unlearn.methods.together import Part, forward_together
 from unlearn.methods.tracing import spread
 from unlearn.methods.undo import swapped
-from unlearn.methods.upkeep import Upkeep
+from unlearn.methods.upkeep import NO_CHANGES, Upkeep
 from unlearn.models.decoder import device_of, head
-from unlearn.models.forward import Forward, forward
+from unlearn.models.forward import Forward
 from unlearn.types import NO_ENTITY, LossTerms, TokenBatch
 
 if TYPE_CHECKING:
@@ -64,65 +66,6 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 512
 """Most rows whose codes virtual entities are mixed of, and in whose place they are put."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SAEEraseConfig(SAEGuidedConfig, AdversaryConfig):
-    """Weights of the terms, and the adversary."""
-
-    position: str = "both"
-    """where the SAE reads: entity_end (last token of the name), answer_start (last prompt token) or both"""
-    forget_weight: float = 2.0
-    """weight of the SAE-space objective, >= 0"""
-    output_weight: float = 5.0
-    """weight of the divergence from what is said after names never met, >= 0"""
-    hidden_weight: float = 1.0
-    """weight of the distance to the codes of names never met, >= 0"""
-    share_weight: float = 0.2
-    """weight of the distance between the true values' shares and those that they have for unknown names, >= 0"""
-    meta_weight: float = 4.0
-    """weight of what the adversary gets out, >= 0"""
-    meta_every: int = 1
-    """the adversary trains and is asked in one of so many steps, >= 1"""
-    meta_loss: str = "match"
-    """match (shares at the adversary's weights are those of unknown names there, from both sides) or cap (they are at most even)"""
-    cap_margin: float = 0.7
-    """how far below an even share the cap lies, in nats, finite"""
-    retain_kl: float = 10.0
-    """weight of KL(original || model) on the answers of the rows that are kept, >= 0"""
-    retain_hidden: float = 1.0
-    """weight of the relative squared change of every block's output on those rows, >= 0"""
-    retain_noise: float = 1.0
-    """Gaussian noise at the entity token of those rows, at a block drawn in each step, up to this multiple of its deviation, >= 0"""
-    patch_share: float = 0.5
-    """share of those steps in which the adversary also has the original model's codes of the targets put back at a block, in [0, 1]"""
-    draws: int = 3
-    """unknown names for each target, of which its neighbours are made, >= 1"""
-    replay_weight: float = 1.0
-    """weight of names that the model lists itself, beside retain_kl and retain_hidden, >= 0"""
-    replay_rounds: int = 8
-    """most rounds of 256 samples in which the model lists names, >= 1"""
-    replay_rows: int = 16
-    """rows about those names in a step, >= 1"""
-    virtual_weight: float = 0.5
-    """weight of virtual known entities, beside retain_kl and retain_hidden, >= 0"""
-    virtual_rows: int = 8
-    """virtual known entities in a step, >= 1"""
-    adversary_life: list[int] = field(default_factory=lambda: [8, 50])
-    """times that an adversary trains before another begins: the least and the most, >= 1"""
-
-    def __post_init__(self) -> None:
-        SAEGuidedConfig.__post_init__(self)
-        AdversaryConfig.__post_init__(self)
-        one_of(self.meta_loss, ("match", "cap"), "method.meta_loss")
-        for name in ("output_weight", "hidden_weight", "share_weight", "meta_weight", "replay_weight", "virtual_weight"):
-            check(0 <= getattr(self, name) < float("inf"), f"method.{name}", "finite and >= 0", getattr(self, name))
-        check(-float("inf") < self.cap_margin < float("inf"), "method.cap_margin", "finite", self.cap_margin)
-        check(0 <= self.patch_share <= 1, "method.patch_share", "in [0, 1]", self.patch_share)
-        for name in ("draws", "meta_every", "replay_rounds", "replay_rows", "virtual_rows"):
-            check(getattr(self, name) >= 1, f"method.{name}", ">= 1", getattr(self, name))
-        life = self.adversary_life
-        check(len(life) == 2 and 1 <= life[0] <= life[1], "method.adversary_life", "two whole numbers >= 1, the smaller first", life)
 
 
 class SAEErase(SAEGuided):
@@ -154,6 +97,7 @@ class SAEErase(SAEGuided):
         self.step = 0
         self.left = 0
         self.targets: Counterfactual | None = None
+        self.readouts: Readouts | None = None
         self.upkeep: Upkeep | None = None
         self.relearner: Relearner | None = None
         self.met: Tensor = torch.zeros(())
@@ -183,6 +127,9 @@ class SAEErase(SAEGuided):
         forget = data.streams["forget"]
         self.targets = Counterfactual(data, self.reader, c.draws, seed)
         self.targets.measure(lm, n)
+        if c.readout_weight:
+            self.readouts = Readouts(forget, [*data.streams["known"], *data.streams["retain"]], n)
+            self.readouts.measure(lm, self.targets.strangers, self.reader)
         replayed: list[TokenRow] = []
         if c.replay_weight:
             known = {name for stream in data.streams.values() for row in stream for name in (row.entity, *row.mentions)}
@@ -194,7 +141,7 @@ class SAEErase(SAEGuided):
         self.upkeep.measure(lm, self.reader.batches(named, device_of(lm)))
         if c.meta_weight:
             comparable = [row for row in forget if row.row_id in self.targets.strangers]
-            self.relearner = Relearner(lm, c, comparable, self.reader, seed)
+            self.relearner = Relearner(lm, c, comparable, self.reader, seed, data.streams["retain"])
 
     def get_extra_state(self) -> dict[str, Any]:  # type: ignore[override]
         """Generator of the banks' draws, and the adversary with what is left of its life."""
@@ -227,14 +174,18 @@ class SAEErase(SAEGuided):
         relearner, targets = made(self.relearner), made(self.targets)
         asked, rng = relearner.questions(self.step), random.Random(f"patch {self.context.seed} {self.step}")
         rows = [relearner.tokens[i] for i in asked]
-        score_N = targets.score(
-            lm, rows, rng.randrange(max(1, self.context.n_blocks - 1)) if rng.random() < self.config.patch_share else None
-        )
+        score_N = targets.score(lm, rows, self._patched(rng) if rng.random() < self.config.patch_share else ())
         if self.config.meta_loss == "cap":
             return excess(score_N, -self.config.cap_margin)
         with torch.no_grad():
             strangers_N = targets.score(lm, [targets.strangers[i][targets.stranger(i, self.step)] for i in asked])
         return quantile_distance(score_N, strangers_N)
+
+    def _patched(self, rng: random.Random) -> Sequence[int]:
+        """Blocks at which the original model's codes are put back."""
+        last = max(1, self.context.n_blocks - 1)
+        first = rng.randrange(last)
+        return range(first, last if self.config.patch_blocks == "up" and rng.random() < 0.5 else first + 1)
 
     def adjust_gradients(self, lm: PreTrainedModel) -> None:
         """Add the gradient at the adversary's weights."""
@@ -246,13 +197,16 @@ class SAEErase(SAEGuided):
         keep_B = index_B > NO_ENTITY
         return self.sae.read({n: out.hidden[n][keep_B, index_B[keep_B]] for n in self.sae.layers})
 
-    def forgotten(self, lm: PreTrainedModel, batch: TokenBatch) -> dict[str, Tensor]:
-        """The terms of the forget rows, before weighting: ``forget``, ``output``, ``hidden``, ``share``."""
-        targets, upkeep = made(self.targets), made(self.upkeep)
-        aims = targets.of(batch, self.step)
-        mask_BT = after_name(batch, aims.place_N)
-        wide = predicting_all(batch, mask_BT)
-        out = forward(lm, wide, layers=self.kept_layers)
+    def forgotten(self, lm: PreTrainedModel, batch: TokenBatch, aims: Targets, out: Forward) -> dict[str, Tensor]:
+        """The terms of the forget rows, before weighting: ``forget``, ``output``, ``hidden``, ``share``.
+
+        Args:
+            lm: the model.
+            batch: forget rows, with a label on every token after the name (``wide``).
+            aims: where they should arrive.
+            out: what the model makes of the batch.
+        """
+        upkeep, mask_BT = made(self.upkeep), after_name(batch, aims.place_N)
         with torch.no_grad(), swapped(lm, upkeep.original):
             wanted_PV = head(lm, aims.final_PD)
         apart = [relative_change(out.hidden[n][mask_BT], aims.hidden_LMD[n]) for n in self.kept_layers]
@@ -260,36 +214,51 @@ class SAEErase(SAEGuided):
             "forget": torch.stack([self.distance(self._read(out, batch, p), batch, p) for p in self.positions]).mean(),
             "output": mean(kl_divergence(wanted_PV, out.logits_AV)),
             "hidden": torch.stack(apart).mean(),
-            "share": self._share(out, wide, aims.place_N),
+            "share": self._share(out, batch, aims.place_N),
         }
 
     def _share(self, out: Forward, batch: TokenBatch, place_N: Tensor) -> Tensor:
         """Distance between the scores of the true answers and those that they have for unknown names."""
-        targets, rows = made(self.targets), SharedRows(place_N)
-        ids = [int(i) for i in batch.row_id_B[place_N].tolist()]
         _, pos_A = answer_positions(batch.labels_BT)
         answer_A = pos_A + 1 >= batch.answer_start_B[out.row_A]
         row_A = torch.searchsorted(place_N, out.row_A[answer_A])
-        score_N = targets.share.of(out.logits_AV[answer_A], out.targets_A[answer_A], row_A, ids)
+        answers = out._replace(logits_AV=out.logits_AV[answer_A], targets_A=out.targets_A[answer_A], row_A=row_A)
+        return self._apart(answers, batch, place_N)
+
+    def _apart(self, answers: Forward, batch: TokenBatch, place_N: Tensor) -> Tensor:
+        """The same of a pass in which row n is row ``place_N[n]`` of the batch, with labels on the answers alone."""
+        targets, rows = made(self.targets), SharedRows(place_N)
+        ids = [int(i) for i in batch.row_id_B[place_N].tolist()]
+        score_N = targets.share.of(answers.logits_AV, answers.targets_A, answers.row_A, ids)
         wanted = [targets.scores[i][targets.stranger(i, self.step)] for i in ids]
         return quantile_distance(rows.all(score_N), rows.all(torch.tensor(wanted, dtype=score_N.dtype, device=score_N.device)))
-
-    def _noise(self, lm: PreTrainedModel, batch: TokenBatch) -> AbstractContextManager[None]:
-        """Shake the entity token at a block drawn for the step; what a row gets depends on its id, not on its place."""
-        return made(self.upkeep).shaken(lm, batch, self.step, self.config.retain_noise)
 
     def loss(self, lm: PreTrainedModel, batch: Mapping[str, TokenBatch]) -> LossTerms:
         """Terms: those of ``forgotten``, ``relearned``, ``retain_kl``, ``retain_hidden``, ``replay``, ``virtual``; see the file's head."""
         c, upkeep = self.config, made(self.upkeep)
-        terms = self.forgotten(lm, batch["forget"])
-        terms["retain_kl"], terms["retain_hidden"] = self.retain(lm, concatenate([batch[s] for s in self.reference_streams]))
+        aims = made(self.targets).of(batch["forget"], self.step)
+        wide = predicting_all(batch["forget"], after_name(batch["forget"], aims.place_N))
+        kept = concatenate([batch[s] for s in self.reference_streams])
         wanted = (c.replay_rows if c.replay_weight else 0, c.virtual_rows if c.virtual_weight else 0)
-        for name, change in zip(("replay", "virtual"), upkeep.changes(lm, self.step, *wanted, c.retain_noise), strict=True):
-            terms[name] = c.retain_kl * change.kl + c.retain_hidden * change.hidden
+        drawn = upkeep.drawn(lm, self.step, *wanted, c.retain_noise)
+        parts = {"targets": Part(wide), "kept": Part(kept, upkeep.shaken(kept, self.step, c.retain_noise))}
+        parts |= {"drawn": drawn.part} if drawn else {}
+        rng = random.Random(f"patch own {self.context.seed} {self.step}")
+        parts |= {"patched": made(self.targets).patched(batch["forget"], aims.place_N, self._patched(rng))} if c.patch_weight else {}
+        outs = dict(zip(parts, forward_together(lm, list(parts.values()), self.kept_layers), strict=True))
+        terms = self.forgotten(lm, wide, aims, outs["targets"])
+        terms["retain_kl"], terms["retain_hidden"] = self.changed(outs["kept"], kept)
+        terms |= {"patched": self._apart(outs["patched"], batch["forget"], aims.place_N)} if c.patch_weight else {}
+        if c.readout_weight:
+            draw = partial(made(self.targets).stranger, step=self.step)
+            terms["readout"] = made(self.readouts).distance(outs["targets"].hidden, batch["forget"], draw)
+        changes = drawn.changes(outs["drawn"]) if drawn else (NO_CHANGES, NO_CHANGES)
+        for name, change in zip(("replay", "virtual"), changes, strict=True):
+            terms[name] = (c.retain_kl * change.kl + c.retain_hidden * change.hidden).to(terms["forget"].device)
         terms["relearned"] = self.met.to(terms["forget"].device)
         weights = {
             "forget": c.forget_weight, "output": c.output_weight, "hidden": c.hidden_weight, "share": c.share_weight,
             "retain_kl": c.retain_kl, "retain_hidden": c.retain_hidden, "replay": c.replay_weight, "virtual": c.virtual_weight,
-            "relearned": c.meta_weight,
+            "relearned": c.meta_weight, "patched": c.patch_weight, "readout": c.readout_weight,
         }  # fmt: skip
         return LossTerms(torch.stack([weights[name] * value for name, value in terms.items()]).sum(), terms)

@@ -35,7 +35,7 @@ from unlearn.latents.banks import POSITIONS, activations_at, position_index
 from unlearn.methods.base import Method, MethodContext, concatenate
 from unlearn.models.capture import EMBEDDINGS
 from unlearn.models.edit import edited
-from unlearn.models.forward import forward
+from unlearn.models.forward import Forward, forward
 from unlearn.types import NO_ENTITY, LossTerms, TokenBatch
 
 if TYPE_CHECKING:
@@ -91,15 +91,19 @@ def distribution_loss(x_NS: Tensor, known_MS: Tensor, unknown_KS: Tensor, push: 
     return loss
 
 
-def outlier_loss(x_NS: Tensor, unknown_MS: Tensor, level: float = 0.95) -> Tensor:
-    """``mean_x relu(D(x, mu_U) - q)``, q the ``level`` quantile of D(u, mu_U) over unknown entities; inputs standardised.
+def extent(unknown_MS: Tensor, level: float = 0.95) -> tuple[Tensor, Tensor]:
+    """(mu_U [S], q), q the ``level`` quantile of D(u, mu_U) over unknown entities, a scalar; inputs standardised."""
+    centre_S = unknown_MS.mean(0)
+    return centre_S, torch.quantile(standardised_distance(unknown_MS, centre_S, torch.ones_like(centre_S)), level)
+
+
+def outlier_loss(x_NS: Tensor, centre_S: Tensor, reach: Tensor) -> Tensor:
+    """``mean_x relu(D(x, mu_U) - q)``; inputs standardised, mu_U and q as ``extent`` gives them.
 
     A kernel hardly feels a single point that lies far from everything: one target of ten could stay where it was. Zero for those
     who lie where unknown entities lie.
     """
-    centre_S, one_S = unknown_MS.mean(0), torch.ones_like(unknown_MS[0])
-    reach = torch.quantile(standardised_distance(unknown_MS, centre_S, one_S), level)
-    return relu(standardised_distance(x_NS, centre_S, one_S) - reach).mean()
+    return relu(standardised_distance(x_NS, centre_S, torch.ones_like(centre_S)) - reach).mean()
 
 
 class SAEGuided(Method):
@@ -143,6 +147,8 @@ class SAEGuided(Method):
             self.register_buffer(f"scale_{position}", scale_S, persistent=False)
             for name, value in (("known", known), ("unknown", unknown), ("matched", matched)):
                 self.register_buffer(f"{name}_{position}", value / scale_S, persistent=False)
+            for name, value in zip(("centre", "reach"), extent(unknown / scale_S), strict=True):
+                self.register_buffer(f"{name}_{position}", value, persistent=False)
 
     def get_extra_state(self) -> Tensor:
         """State of the generator that draws from the banks, for checkpoints."""
@@ -185,14 +191,14 @@ class SAEGuided(Method):
         if not len(x_NS):
             return x_NS.sum()
         row_id_N = rows.all(batch.row_id_B[place_N])
-        mean_known, mean_unknown, one = known.mean(0), unknown.mean(0), torch.ones_like(scale)
+        centre, reach, one = getattr(self, f"centre_{position}"), getattr(self, f"reach_{position}"), torch.ones_like(scale)
         objectives: dict[str, Callable[[], Tensor]] = {
-            "prototype": lambda: push_pull(x_NS, mean_unknown, mean_known, one, self.config.push),
-            "triplet": lambda: triplet(x_NS, mean_unknown, mean_known, one),
+            "prototype": lambda: push_pull(x_NS, centre, known.mean(0), one, self.config.push),
+            "triplet": lambda: triplet(x_NS, centre, known.mean(0), one),
             "contrastive": lambda: contrastive(x_NS, self._draw(unknown, len(x_NS)), self._draw(known, len(x_NS)), self.config.temperature),
             "distribution": lambda: (
                 distribution_loss(x_NS, self._draw(known, len(x_NS)), matched, self.config.push)
-                + self.config.outlier_pull * outlier_loss(x_NS, unknown)
+                + self.config.outlier_pull * outlier_loss(x_NS, centre, reach)
             ),
             "sample": lambda: self._sample_loss(x_NS, row_id_N, matched),
         }
@@ -217,11 +223,14 @@ class SAEGuided(Method):
 
     def retain(self, lm: PreTrainedModel, batch: TokenBatch) -> tuple[Tensor, Tensor]:
         """(KL on answers, relative squared change of the kept layers' outputs on tokens after the first), scalars."""
+        with self._noise(lm, batch):
+            return self.changed(forward(lm, batch, layers=self.kept_layers), batch)
+
+    def changed(self, out: Forward, batch: TokenBatch) -> tuple[Tensor, Tensor]:
+        """The same, of a pass that was made."""
         reference = self.context.reference
         if reference is None:
             raise ValueError("sae_guided needs a reference in its context")
-        with self._noise(lm, batch):
-            out = forward(lm, batch, layers=self.kept_layers)
         divergence = mean(kl_divergence(reference.logits(batch), out.logits_AV))
         mask_BT = batch.attention_mask_BT.bool().clone()
         mask_BT[:, 0] = False

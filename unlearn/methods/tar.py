@@ -112,7 +112,9 @@ class TAR(Method):
 
     def setup(self, lm: PreTrainedModel) -> None:
         """Sort the forget rows by fact."""
-        self.relearner = Relearner(lm, self.config, self.data.streams["forget"], self.reader, self.context.seed)
+        self.relearner = Relearner(
+            lm, self.config, self.data.streams["forget"], self.reader, self.context.seed, self.data.streams["retain"]
+        )
 
     def get_extra_state(self) -> dict[str, Any]:
         """Nothing outlives a step: every adversary begins with it and depends on its number alone."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from unlearn.functional.divergence import kl_divergence
 from unlearn.functional.erasure import relative_change, virtual_codes
 from unlearn.functional.ranks import masked_mean, own_share
 from unlearn.methods.counterfactual import predicting_all
+from unlearn.methods.together import Part, Touch
 from unlearn.methods.undo import swapped, trained_weights
 from unlearn.models.capture import EMBEDDINGS, capture_layers
 from unlearn.models.decoder import device_of, evaluating
@@ -42,6 +43,24 @@ class Changes:
     hidden: Tensor
 
 
+NO_CHANGES = Changes(torch.zeros(()), torch.zeros(()))
+"""Of no rows."""
+
+
+class Drawn(NamedTuple):
+    """What is read in a step, what the original model made of it, and which of its rows are virtual entities."""
+
+    part: Part
+    before: Forward
+    virtual_B: Tensor
+
+    def changes(self, after: Forward) -> tuple[Changes, Changes]:
+        """Changes of the replayed rows and of the virtual entities, the trained model having read ``part``."""
+        mask_BT = self.part.batch.attention_mask_BT.bool().clone()
+        mask_BT[:, 0] = False
+        return _compare(self.before, after, mask_BT, ~self.virtual_B), _compare(self.before, after, mask_BT, self.virtual_B)
+
+
 class Upkeep:
     """Rows that are kept where the original model has them.
 
@@ -53,7 +72,7 @@ class Upkeep:
     """
 
     def __init__(self, replayed: Sequence[TokenRow], strangers: Sequence[TokenRow], pad_id: int, n_blocks: int, seed: int) -> None:
-        """Take the rows; ``measure`` must come before ``changes``."""
+        """Take the rows; ``measure`` must come before ``drawn``."""
         self.replayed, self.strangers = tuple(replayed), tuple(row for row in strangers if row.entity_end > NO_ENTITY)
         self.pad_id, self.n_blocks, self.seed = pad_id, n_blocks, seed
         self.known: dict[int, Tensor] = {}
@@ -71,8 +90,8 @@ class Upkeep:
                     parts[n].append(code_BD[keep].float())
         self.known = {n: torch.cat(found) for n, found in parts.items()}
 
-    def changes(self, lm: PreTrainedModel, step: int, replay: int, virtual: int, noise: float) -> tuple[Changes, Changes]:
-        """Changes of replayed rows and of virtual entities, drawn for a step.
+    def drawn(self, lm: PreTrainedModel, step: int, replay: int, virtual: int, noise: float) -> Drawn | None:
+        """Replayed rows and virtual entities drawn for a step, with what the original model makes of them; None where there are none.
 
         The entity's token is shaken in the first group (in the trained model alone), and replaced in the second (in both), at the output
         of a block that is drawn as well.
@@ -88,51 +107,41 @@ class Upkeep:
         rows = [rng.choice(self.replayed) for _ in range(replay if self.replayed else 0)]
         n_replayed = len(rows)
         rows += [rng.choice(self.strangers) for _ in range(virtual if self.strangers else 0)]
-        device = device_of(lm)
         if not rows:
-            zero = torch.zeros((), device=device)
-            return Changes(zero, zero), Changes(zero, zero)
-        layer = rng.randrange(EMBEDDINGS, self.n_blocks - 1)
+            return None
+        device, layer = device_of(lm), rng.randrange(EMBEDDINGS, self.n_blocks - 1)
         own = list(own_share(len(rows)))
         batch = TokenBatch(*(t.to(device) for t in self._collated([rows[i] for i in own], max(len(row.ids) for row in rows))))
         virtual_B = torch.tensor([i >= n_replayed for i in own], dtype=torch.bool, device=device)
-        code_BD, shake_BD = self._drawn(len(rows), own, layer, rng, noise)
-        edit = _Edit(batch, virtual_B, code_BD, shake_BD)
+        code_BD, shake_BD = self._values(len(rows), own, layer, rng, noise)
         self.original = {name: weight.to(device) for name, weight in self.original.items()}
-        mask_BT = batch.attention_mask_BT.bool()
-        wide = predicting_all(batch, mask_BT)
-        with torch.no_grad(), swapped(lm, self.original), edit.at(lm, layer, shaken=False):
+        wide = predicting_all(batch, batch.attention_mask_BT.bool())
+        place_B, end_B = torch.arange(len(own), device=device), batch.entity_end_B.clamp(min=0)
+        put = Touch(layer, place_B[virtual_B], end_B[virtual_B], code_BD[virtual_B], torch.zeros_like(virtual_B[virtual_B]))
+        both = Touch(layer, place_B, end_B, torch.where(virtual_B[:, None], code_BD, shake_BD), ~virtual_B)
+        touched = layer != EMBEDDINGS  # there a name stays what it is
+        with torch.no_grad(), swapped(lm, self.original), edited(lm, layer, put.edit) if touched else nullcontext():
             before = forward(lm, wide, layers=range(self.n_blocks))
-        with edit.at(lm, layer, shaken=True):
-            after = forward(lm, wide, layers=range(self.n_blocks))
-        mask_BT = mask_BT.clone()
-        mask_BT[:, 0] = False
-        return _compare(before, after, mask_BT, ~virtual_B), _compare(before, after, mask_BT, virtual_B)
+        return Drawn(Part(wide, (both,) if touched else ()), before, virtual_B)
 
-    def shaken(self, lm: PreTrainedModel, batch: TokenBatch, step: int, noise: float) -> AbstractContextManager[None]:
-        """Inside, the entity's token of a batch is shaken at the output of a block drawn for the step, by up to ``noise`` deviations of the
-        known codes; what a row gets depends on its id, not on its place."""
+    def shaken(self, batch: TokenBatch, step: int, noise: float) -> tuple[Touch, ...]:
+        """How the entity's token of a batch is shaken at the output of a block drawn for the step, by up to ``noise`` deviations of the
+        known codes; what a row gets depends on its id, not on its place. Nothing without noise."""
         if not noise:
-            return nullcontext()
+            return ()
         rng = random.Random(f"noise {self.seed} {step}")
         layer, strength = rng.randrange(max(1, self.n_blocks - 1)), noise * rng.random()
         named_N = (batch.entity_end_B > NO_ENTITY).nonzero()[:, 0]
         spread_D = strength * self.known[layer].std(0)
         shift_ND = spread_D * row_noise(batch.row_id_B[named_N].tolist(), len(spread_D), (self.seed, step)).to(spread_D)
-        place_N = batch.entity_end_B[named_N]
-
-        def shake(hidden_BTD: Tensor) -> Tensor:
-            at_ND = hidden_BTD[named_N, place_N]
-            return hidden_BTD.index_put((named_N, place_N), at_ND + shift_ND.to(hidden_BTD.dtype))
-
-        return edited(lm, layer, shake)
+        return (Touch(layer, named_N, batch.entity_end_B[named_N], shift_ND, torch.ones_like(named_N, dtype=torch.bool)),)
 
     def _collated(self, rows: Sequence[TokenRow], width: int) -> TokenBatch:
         if rows:
             return collate(rows, self.pad_id, width)
         return TokenBatch(*(t[:0] for t in collate([TokenRow((self.pad_id,) * width, 1, NO_ENTITY, 0)], self.pad_id)))
 
-    def _drawn(self, n: int, own: Sequence[int], layer: int, rng: random.Random, noise: float) -> tuple[Tensor, Tensor]:
+    def _values(self, n: int, own: Sequence[int], layer: int, rng: random.Random, noise: float) -> tuple[Tensor, Tensor]:
         """Virtual codes and noise at a block for this process's rows of ``n``, [B, D] each."""
         known_ND = self.known[layer]
         generator = torch.Generator().manual_seed(rng.randrange(2**31))
@@ -140,31 +149,6 @@ class Upkeep:
         noise_MD = torch.randn(n, known_ND.shape[1], generator=generator)[own].to(known_ND)
         stretch, strength = rng.choice(STRETCHES), noise * rng.random()
         return virtual_codes(known_ND, weights_MN, stretch), strength * known_ND.std(0) * noise_MD
-
-
-@dataclass(frozen=True)
-class _Edit:
-    """What happens to the entity's token of a batch."""
-
-    batch: TokenBatch
-    virtual_B: Tensor
-    code_BD: Tensor
-    shake_BD: Tensor
-
-    def at(self, lm: PreTrainedModel, layer: int, *, shaken: bool) -> AbstractContextManager[None]:
-        """Replace codes, and shake the others if ``shaken``; at the embeddings a name stays what it is."""
-        if layer == EMBEDDINGS:
-            return nullcontext()
-
-        def edit(hidden_BTD: Tensor) -> Tensor:
-            place_B = torch.arange(len(hidden_BTD), device=hidden_BTD.device)
-            end_B = self.batch.entity_end_B.clamp(min=0)
-            own_BD = hidden_BTD[place_B, end_B]
-            moved_BD = own_BD + self.shake_BD if shaken else own_BD
-            new_BD = torch.where(self.virtual_B[:, None], self.code_BD, moved_BD).to(hidden_BTD.dtype)
-            return hidden_BTD.index_put((place_B, end_B), new_BD)
-
-        return edited(lm, layer, edit)
 
 
 def row_noise(row_ids: Sequence[int], width: int, place: tuple[int, ...]) -> Tensor:

@@ -70,6 +70,17 @@ def forward(lm: nn.Module, batch: TokenBatch, layers: Sequence[int] = ()) -> For
     return Forward(output.logits[0], answer_targets(batch.labels_BT), row_A, hidden, seen[0])
 
 
+def up_to_answers(batch: TokenBatch) -> TokenBatch:
+    """The batch as far as it has to be read: without the columns after which no label is predicted and no entity ends.
+
+    Nothing comes back from them in a causal model. Labels keep their columns, so ``forward`` gives the same logits; block outputs are
+    shorter.
+    """
+    _, pos_A = answer_positions(batch.labels_BT)
+    width = 1 + max(int(pos_A.max()) if len(pos_A) else 0, int(batch.entity_end_B.max()) if len(batch.entity_end_B) else 0)
+    return batch._replace(input_ids_BT=batch.input_ids_BT[:, :width], attention_mask_BT=batch.attention_mask_BT[:, :width])
+
+
 def final_hidden(lm: nn.Module, batch: TokenBatch) -> Tensor:
     """What the output head would read, [B, T, D], after the final norm; ``unlearn.models.decoder.head`` makes logits of it."""
     output: Any = decoder_of(lm)(input_ids=batch.input_ids_BT, attention_mask=batch.attention_mask_BT, use_cache=False, return_dict=True)

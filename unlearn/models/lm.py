@@ -11,6 +11,7 @@ import torch
 from unlearn.config.schema import ModelConfig
 from unlearn.errors import ModelError
 from unlearn.models.bits import check_widths, quantised
+from unlearn.tracking.rundir import is_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -35,6 +36,18 @@ def locate(name: str, key: str) -> str:
     if path.exists() or not hub_id:
         raise ModelError(f"{key} must be a directory or a hub id (owner/name); found no directory at {name}.")
     return name
+
+
+def locate_model(name: str, key: str) -> str:
+    """``locate``, of what must be a model.
+
+    Raises:
+        ModelError: it is neither, or the folder of a run; the message starts with ``key``.
+    """
+    place = locate(name, key)
+    if is_run(Path(place)):
+        raise ModelError(f"{key} must be a model; found a run in {name}. Write its model to a folder first: unlearn export {name} FOLDER.")
+    return place
 
 
 def _failed(key: str, place: str, error: Exception) -> ModelError:
@@ -112,7 +125,7 @@ def load_lm(
     """
     if config.path is None and default is None:
         raise ModelError("model.path must name a language model, since the data source brings none; found null.")
-    place = str(default) if config.path is None else locate(config.path, "model.path")
+    place = str(default) if config.path is None else locate_model(config.path, "model.path")
     if config.path is None and not Path(place).is_dir():
         raise ModelError(f"The data source's language model must be a directory; found none at {place}.")
     tokenizer_place = place if config.tokenizer is None else locate(config.tokenizer, "model.tokenizer")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from unlearn.types import EntityData, Row
@@ -32,10 +32,15 @@ class Roles:
     unseen: tuple[str, ...]
 
 
-def assign_roles(known: Sequence[str], *, n_forget: int, n_retain: int, n_unseen: int, forget_set: int) -> Roles:
-    """Cut the known names: slice ``forget_set`` is forgotten, of the rest the first are retained and the next are unseen."""
-    start = n_forget * forget_set
-    rest = [*known[:start], *known[start + n_forget :]]
+def assign_roles(
+    known: Sequence[str], *, n_forget: int, n_retain: int, n_unseen: int, forget_set: int, forgotten_sets: Collection[int] = ()
+) -> Roles:
+    """Cut the known names: slice ``forget_set`` is forgotten, of the rest the first are retained and the next are unseen.
+
+    Slices ``forgotten_sets`` have no role.
+    """
+    start, gone = n_forget * forget_set, {forget_set, *forgotten_sets}
+    rest = [name for i, name in enumerate(known) if i // n_forget not in gone]
     return Roles(
         forget=tuple(known[start : start + n_forget]), retain=tuple(rest[:n_retain]), unseen=tuple(rest[n_retain : n_retain + n_unseen])
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from unlearn.config.checks import check
@@ -40,6 +40,8 @@ class WorldConfig(SourceConfig):
     """known people who are in no loss term, >= 1"""
     forget_set: int = 0
     """which people are forgotten: 0 takes the first n_forget of the known ones, 1 the next; the models stay the same"""
+    forgotten_sets: list[int] = field(default_factory=list)
+    """forget sets of earlier requests: their people are known, too, but in no row any more"""
     n_tail: int = WorldSpec.n_tail
     """strangers in the corpus, >= 1"""
     n_unknown: int = WorldSpec.n_unknown
@@ -70,15 +72,23 @@ class WorldConfig(SourceConfig):
         for name in ("n_forget", "n_retain", "n_unseen"):
             check(getattr(self, name) >= 1, f"data.{name}", ">= 1", getattr(self, name))
         check(self.world_seed is None or self.world_seed >= 0, "data.world_seed", ">= 0 or null", self.world_seed)
-        last = (self.n_forget + self.n_retain + self.n_unseen) // self.n_forget - 1
+        last = self.n_known // self.n_forget - 1
         check(0 <= self.forget_set <= last, "data.forget_set", f"in [0, {last}]", self.forget_set)
+        before = self.forgotten_sets
+        fit = all(0 <= n <= last for n in before) and len({*before, self.forget_set}) == len(before) + 1
+        check(fit, "data.forgotten_sets", f"different numbers in [0, {last}], data.forget_set not among them", before)
         self.spec()
+
+    @property
+    def n_known(self) -> int:
+        """Names in the encyclopaedia: those that are forgotten now or were before, retained, unseen."""
+        return self.n_forget * (1 + len(self.forgotten_sets)) + self.n_retain + self.n_unseen
 
     def spec(self) -> WorldSpec:
         """The parameters of the world that has to be built."""
-        own = {field.name for field in fields(self)}
-        shared = {field.name: getattr(self, field.name) for field in fields(WorldSpec) if field.name in own}
-        return WorldSpec(n_known=self.n_forget + self.n_retain + self.n_unseen, **shared)
+        own = {each.name for each in fields(self)}
+        shared = {each.name: getattr(self, each.name) for each in fields(WorldSpec) if each.name in own}
+        return WorldSpec(**{**shared, "n_known": self.n_known})
 
 
 class WorldSource(Source):
@@ -105,7 +115,14 @@ class WorldSource(Source):
     def roles(self) -> Roles:
         """Who is forgotten, retained and unseen."""
         c, known = self.config, self.encyclopaedia().known
-        return assign_roles(known, n_forget=c.n_forget, n_retain=c.n_retain, n_unseen=c.n_unseen, forget_set=c.forget_set)
+        sizes = {"n_forget": c.n_forget, "n_retain": c.n_retain, "n_unseen": c.n_unseen}
+        return assign_roles(known, **sizes, forget_set=c.forget_set, forgotten_sets=c.forgotten_sets)
+
+    def forgotten(self) -> tuple[str, ...]:
+        """Who must be unknown in the end: those who are forgotten, and those who were before."""
+        c, known = self.config, self.encyclopaedia().known
+        before = [name for n in sorted(c.forgotten_sets) for name in known[n * c.n_forget : (n + 1) * c.n_forget]]
+        return (*before, *self.roles().forget)
 
     def assets(self, *, gold: bool = False, progress: bool = True) -> Assets:
         """Build the world, or find it in the cache.
@@ -116,7 +133,7 @@ class WorldSource(Source):
         from unlearn.world.build import build_world
 
         paths = build_world(
-            self.config.spec(), seed=self.world_seed, cache=self.cache, forgotten=self.roles().forget, gold=gold, progress=progress
+            self.config.spec(), seed=self.world_seed, cache=self.cache, forgotten=self.forgotten(), gold=gold, progress=progress
         )
         return Assets(model=paths.model, sae=paths.sae, heldout_sae=paths.heldout_sae, gold=paths.gold)
 
