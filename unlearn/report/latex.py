@@ -26,6 +26,8 @@ SIGNS: Mapping[str, str] = {
 """Sign -> how LaTeX writes it; a bracket in braces is no option of the command before it."""
 HEAD = r"""% Needs \usepackage{booktabs,longtable,textcomp,graphicx} and, with an engine older than 2018, \usepackage[utf8]{inputenc}.
 % Figures lie as PNG in the folder @."""
+TALL = 16
+"""Rows of a comparison's table up to which an interval and a p-value have a line each."""
 RUN_FACTS = ("seed", "fingerprint", "commit", "started")
 """Facts on a run that the last table shows; the HTML page has all."""
 
@@ -55,10 +57,13 @@ def escape(text: object) -> str:
 def _sheet(sheet: Sheet) -> str:
     """A table of a comparison, its note below the title; what is long goes on over pages, its last column as wide as the rest allows."""
     label, caption = f"comparison-{sheet.name}", escape(f"{sheet.title}. {sheet.note}".strip())
-    rows = [[_stacked(value.text, "; ".join(value.below)) if value.below else escape(value.text) for value in row] for row in sheet.rows]
+    low = len(sheet.rows) > TALL  # so that the table fits a page
+    rows = [[_stacked(value.text, *(["; ".join(value.below)] if low else value.below)) for value in row] for row in sheet.rows]
     if sheet.long:
         wide = sheet.name == "tuning"
-        rows = [[*row[:-1], _split(values[-1].text)] for row, values in zip(rows, sheet.rows, strict=True)] if wide else rows
+        if wide:
+            last = [rf"{{\raggedright {_split(values[-1].text)}\par}}" for values in sheet.rows]
+            rows = [[*row[:-1], text] for row, text in zip(rows, last, strict=True)]
         columns = "".join("l" if i in sheet.words else "r" for i in range(len(sheet.head)))
         columns = f"{columns[:-1]}p{{0.42\\linewidth}}" if wide else columns
         return _long(caption, label, [_heading(cell) for cell in sheet.head], rows, columns)
@@ -111,9 +116,10 @@ def _runs(pooled: Sequence[Setting]) -> str:
     return _long("Runs.", "runs", ["run", *(escape(found.columns[index]) for index in kept)], rows, "l" * (1 + len(kept)))
 
 
-def _stacked(text: str, below: str) -> str:
-    """A value with its interval, smaller, below it."""
-    return rf"\shortstack[r]{{{escape(text)}\\{{\tiny {escape(below)}}}}}" if below else escape(text)
+def _stacked(text: str, *below: str) -> str:
+    """A value with its interval and whatever else there is, smaller, below it."""
+    small = "".join(rf"\\{{\tiny {escape(one)}}}" for one in below if one)
+    return rf"\shortstack[r]{{{escape(text)}{small}}}" if small else escape(text)
 
 
 def _heading(text: str) -> str:

@@ -131,8 +131,8 @@ def _front(found: Mapping[str, Any]) -> Value:
     if "pareto" not in found:
         return Value()
     beaten = [plain(name) for name in found.get("dominated_by", ())]
-    more = f" and {len(beaten) - 2} more" if len(beaten) > 2 else ""
-    return Value("yes") if found["pareto"] else Value("no", (f"beaten by {', '.join(beaten[:2])}{more}",) if beaten else ())
+    more = f" and {len(beaten) - 1} more" if len(beaten) > 1 else ""
+    return Value("yes") if found["pareto"] else Value("no", (f"beaten by {beaten[0]}{more}",) if beaten else ())
 
 
 def _results(summary: Mapping[str, Any]) -> Sheet:
