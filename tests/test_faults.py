@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.test_resume import found_by
+from tests.forks import told_by
 from tests.wholes import flip
 from unlearn.callbacks.ranks import BEAT_S, GRACE_S, SILENT, is_exchange
 from unlearn.errors import CacheError, DataError, RunError
@@ -32,7 +32,7 @@ WHOLE = list(range(6))
 @pytest.mark.slow
 def test_whole_runs_end_well_whatever_breaks(tmp_path: Path) -> None:
     """Each run is started by the command line in a process of its own; a report is made of each one afterwards."""
-    found = {entry["fault"]: entry for entry in found_by("tests.breakage", str(tmp_path))}
+    found = {entry["fault"]: entry for entry in told_by("tests.breakage", tmp_path)}
     assert "a report cannot be made" not in found
     for entry in found.values():
         assert "name" not in entry or entry["report"] > 10_000, entry
@@ -91,7 +91,7 @@ def test_whole_runs_end_well_whatever_breaks(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_when_one_process_of_two_is_lost_the_other_stops_and_says_which(tmp_path: Path) -> None:
-    found = {entry["fault"]["how"]: entry for entry in found_by("tests.kills", str(tmp_path), "ranks")}
+    found = {entry["fault"]["how"]: entry for entry in told_by("tests.kills", tmp_path, "ranks")}
     gone = "found process 1 of 2 (counted from 0) gone, killed or stopped"
 
     stopped = found["SIGSTOP"]  # the other one hangs in an exchange; only its watch can end it

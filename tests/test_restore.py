@@ -34,7 +34,7 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 def run_of(mini: dict[str, Any], method: str) -> Path:
     section = {"name": method, **SETTINGS.get(method, {})}
-    return execute(load_config({**mini, "name": f"r_{method}", "method": section}, [], plugin_schemas()))
+    return execute(load_config({**mini, "name": f"r_{method}", "method": section}, ["tracking.enabled=false"], plugin_schemas()))
 
 
 def digest(folder: Path) -> dict[str, str]:

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.forks import told_by
 from tests.kills import CASES, MOMENTS, STEPS, points
 from tests.wholes import EVERY
 from unlearn.errors import RunError
 from unlearn.tracking import checkpoint as checkpoints
 from unlearn.tracking.checkpoint import DurableCheckpointIO, damage, newest, previous
 from unlearn.tracking.randomness import random_state, set_random_state
-
-ROOT = Path(__file__).parents[1]
-
-
-def found_by(module: str, *arguments: str) -> dict[str, Any]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = (sys.executable, "-m", module, *arguments)
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.slow
@@ -36,7 +24,7 @@ def test_killed_at_random_points_and_resumed_training_ends_with_the_same_bits(tm
     planned = points(20, 6)
     assert {case for case, _ in planned} == set(CASES)
     assert {kill.moment for _, kill in planned} == set(MOMENTS)
-    found = found_by("tests.kills", str(tmp_path))
+    found = told_by("tests.kills", tmp_path)
     assert len(found["trials"]) == 20
     for trial in [*found["trials"], *found["ranks"]]:
         assert -9 in trial["killed"], trial
@@ -56,7 +44,7 @@ EXITS = {"kill": -9, "SIGT": 75, "SIGU": 75, "Ctrl": 130}
 @pytest.mark.slow
 def test_whole_runs_go_on_after_kills_signals_and_damaged_checkpoints(tmp_path: Path) -> None:
     """Weights, results, rows of metrics.jsonl and of MLflow: each exactly as often as in a run that was left alone."""
-    found = found_by("tests.wholes", str(tmp_path))
+    found = told_by("tests.wholes", tmp_path)
     assert len(found["trials"]) == 8
     for trial in found["trials"]:
         name = trial["fault"]

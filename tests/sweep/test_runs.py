@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.forks import Command
 from tests.mini import make_mini
 from unlearn.cli import main
 from unlearn.config.sweep import load_sweep
@@ -97,10 +98,12 @@ def test_an_attack_gives_an_objective(base: dict[str, Any]) -> None:
     assert (trial.path / "attacks" / "quantise.json").is_file()
 
 
-def command(folder: Path, *words: str) -> subprocess.Popen[str]:
+COMMAND = [sys.executable, "-m", "unlearn", "sweep", "toy.yaml"]
+
+
+def command(folder: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "unlearn", "sweep", "toy.yaml", *words],
-        cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+        COMMAND, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
 
@@ -127,9 +130,10 @@ def test_the_command_goes_on_after_kill_9(
     first.communicate()
     journal = folder / "study.journal"
     before = (folder / "trial_000" / "results.json").stat().st_mtime_ns
-    second = command(tmp_path)
-    said, _ = second.communicate(timeout=600)
-    assert second.returncode == 0, said
+    with (tmp_path / "said").open("wb") as file:
+        code = Command(COMMAND, cwd=tmp_path, stdout=file, env=os.environ).wait()
+    said = (tmp_path / "said").read_text()
+    assert code == 0, said
     assert "toy: 3 finished, of 3" in said
     assert "best: trial" in said
     kept = json.loads((folder / "sweep.json").read_text())
@@ -146,22 +150,24 @@ def test_the_command_goes_on_after_kill_9(
 
 def test_signals_save_and_the_same_command_goes_on(base: dict[str, Any], tmp_path: Path) -> None:
     """A scheduler's signal, then Ctrl-C: the run is saved both times, and gone on with from where it was."""
+    import sae_lens  # noqa: F401  (for all processes)
+
     given = sweep(base, "toy", objectives={"forget/probability": "minimize"}, trials=2)
     given["base"] = {**given["base"], "out": str(tmp_path / "runs"), "tracking": {"enabled": False}, "optim": {"steps": 100_000}}
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(given))
     folder, reached = tmp_path / "runs" / "toy", -1
     for number, status in ((signal.SIGUSR1, 75), (signal.SIGINT, 130)):
-        process = command(tmp_path)
+        with (tmp_path / "said").open("wb") as said:
+            process = Command(COMMAND, cwd=tmp_path, stdout=said, env=os.environ)
         until = time.monotonic() + 600
         while last_step(folder / "trial_000") <= reached:
-            assert process.poll() is None, process.communicate()[0]
+            assert process.poll() is None, (tmp_path / "said").read_text()
             assert time.monotonic() < until
             time.sleep(0.1)
         process.send_signal(number)
-        said, _ = process.communicate(timeout=600)
-        assert process.returncode == status, said
-        assert "stopping: workers save and leave" in said
-        assert "unlearn sweep toy.yaml goes on with it" in said
+        assert process.wait() == status, (tmp_path / "said").read_text()
+        assert "stopping: workers save and leave" in (tmp_path / "said").read_text()
+        assert "unlearn sweep toy.yaml goes on with it" in (tmp_path / "said").read_text()
         assert read_json(folder / "trial_000" / "status")["state"] == "killed"
         assert (folder / "trial_000" / "checkpoints" / "last.ckpt").is_file()
         kept = json.loads((folder / "sweep.json").read_text())
