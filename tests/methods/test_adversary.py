@@ -130,3 +130,14 @@ def test_an_adversary_without_weights_and_one_that_never_began_are_errors(made: 
         p.requires_grad_(p.ndim == 1)
     with pytest.raises(ConfigError, match=r"method\.adversary 'lora' must have trained weights to change"):
         Adversary(lm, "lora")
+
+
+def test_it_can_be_rehearsed_without_numbers(made: Toy) -> None:
+    """``unlearn doctor`` runs a step on shapes alone."""
+    lm = ready(made).to("meta")
+    adversary = Adversary(lm, "full")
+    adversary.begin(lm, 1e-3, 0)
+    for name in adversary.names:
+        adversary._give(name, torch.zeros_like(adversary.parts[name][0]))
+    adversary.optimizer.step()
+    assert {part.device.type for parts in adversary.parts.values() for part in parts} == {"meta"}

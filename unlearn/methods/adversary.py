@@ -92,7 +92,8 @@ class Adversary:
     def _optimise(self, lr: float) -> torch.optim.AdamW:
         """A new optimiser of the parts."""
         every = [part for parts in self.parts.values() for part in parts]
-        self.optimizer = torch.optim.AdamW(every, lr=lr, weight_decay=0.0, fused=True)
+        fused = all(part.device.type in ("cpu", "cuda") for part in every)  # the same arithmetic in one pass over the memory
+        self.optimizer = torch.optim.AdamW(every, lr=lr, weight_decay=0.0, fused=fused)
         return self.optimizer
 
     def _delta(self, name: str) -> Tensor:
