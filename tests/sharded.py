@@ -71,7 +71,7 @@ def _rank(rank: int, work: Sequence[Callable[[], object]], port: int, folder: Pa
     os._exit(0)
 
 
-def on_two_ranks(work: Sequence[Callable[[], object]], folder: Path, seconds: float = 300) -> list[list[Any]]:
+def on_two_ranks(work: Sequence[Callable[[], object]], folder: Path, seconds: float = 1800) -> list[list[Any]]:
     """Do each piece of work in two processes, one after another; for each piece, what it gave in either process (as JSON).
 
     Raises:

@@ -1,4 +1,5 @@
-"""Run by test_module_ddp: trains a trivial module on two CPU processes, and writes down what each was served."""
+"""Run by test_module_ddp: trains a trivial module on two CPU processes, from the start, from a checkpoint, and with the rows shared out by
+Lightning, which fails; writes down what each was served."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from tests.data.test_module import Learner, module
 from unlearn.config.schema import BatchConfig
 
 
-def main(folder: Path, resume: str, share_out: bool) -> None:
+def fit(folder: Path, resume: Path | None, share_out: bool = False) -> None:
+    folder.mkdir(exist_ok=True)
     data = module(batch=BatchConfig(forget=4, retain=4, known=4, unknown=8), accumulate=2)
     learner = Learner()
     trainer = lightning.Trainer(
@@ -29,10 +31,16 @@ def main(folder: Path, resume: str, share_out: bool) -> None:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(learner, datamodule=data, ckpt_path=resume or None)
+    trainer.fit(learner, datamodule=data, ckpt_path=resume)
     served = {"seen": learner.seen, "weight": learner.weight.tolist()}
     (folder / f"rank{trainer.global_rank}.json").write_text(json.dumps(served))
 
 
+def main(folder: Path) -> None:
+    fit(folder / "two", None)
+    fit(folder / "again", folder / "two" / "step=4.ckpt")
+    fit(folder / "shared", None, share_out=True)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "share")
+    main(Path(sys.argv[1]))
