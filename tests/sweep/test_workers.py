@@ -8,10 +8,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
+from optuna.storages import RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
+from sqlalchemy import event
 
 from tests.forks import ended
 from tests.sweep.studies import Formula, calls, die, once, slowly, sweep, worker
@@ -20,7 +24,7 @@ from unlearn.sweep import engine, run_sweep, slots, trial
 from unlearn.sweep.engine import folder_of, open_study
 from unlearn.sweep.outcome import outcome_of
 from unlearn.sweep.slots import SURPLUS, WORKER, current, fail_lost, plan
-from unlearn.sweep.storage import HeartbeatJournal
+from unlearn.sweep.storage import HeartbeatJournal, open_storage
 from unlearn.sweep.workers import Workers
 
 TRIALS = 10
@@ -64,6 +68,28 @@ def test_four_workers_on_a_journal_file(tmp_path: Path) -> None:
 
 def test_four_workers_on_sqlite(tmp_path: Path) -> None:
     team(tmp_path, f"sqlite:///{tmp_path}/study.db")
+
+
+def test_a_waiting_trial_in_sqlite_goes_to_one_worker_only(tmp_path: Path) -> None:
+    """The second worker asks when the first one has read that the trial waits, and has not yet said that it takes it."""
+    spec = sweep(tmp_path, storage=f"sqlite:///{tmp_path}/study.db", trials=1)
+    study = open_study(spec, folder_of(spec))
+    plan(study, spec, 1)
+    (waiting,) = study.get_trials()
+    first, second = (open_storage(spec, folder_of(spec)) for _ in range(2))
+    assert isinstance(first, RDBStorage)
+    got: dict[str, bool] = {}
+    late = Thread(target=lambda: got.update(second=second.set_trial_state_values(waiting._trial_id, TrialState.RUNNING)))
+
+    def between(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        if statement.startswith("UPDATE trials") and late.ident is None:
+            late.start()
+            late.join(1)  # it has to wait for this one; one that did not would be done by then
+
+    event.listen(first.engine, "before_cursor_execute", between)
+    got["first"] = first.set_trial_state_values(waiting._trial_id, TrialState.RUNNING)
+    late.join()
+    assert got == {"first": True, "second": False}
 
 
 @contextmanager

@@ -113,12 +113,26 @@ def open_storage(spec: SweepSpec, folder: Path) -> BaseStorage:
         if path is not None:
             return HeartbeatJournal(path, interval, patience)
         url = spec.settings.storage
-        at_once = {"timeout": BUSY_S, "isolation_level": "IMMEDIATE"}  # a reader that turns writer would not wait for another one
-        arguments: dict[str, Any] = {"connect_args": at_once} if url.startswith("sqlite") else {"pool_pre_ping": True}
+        lite = url.startswith("sqlite")
+        arguments: dict[str, Any] = {"connect_args": {"timeout": BUSY_S, "isolation_level": None}} if lite else {"pool_pre_ping": True}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             with _first(url):
-                return RDBStorage(url, engine_kwargs=arguments, heartbeat_interval=interval, grace_period=patience)
+                storage = RDBStorage(url, engine_kwargs=arguments, heartbeat_interval=interval, grace_period=patience)
+        if lite:
+            _one_at_a_time(storage)
+        return storage
+
+
+def _one_at_a_time(storage: RDBStorage) -> None:
+    """Let every transaction of a SQLite study take the file's lock at its beginning.
+
+    SQLite has no locks of rows: where the lock is taken with the first change only, two workers can both read that a trial waits before
+    either says that it is taken, and both make it.
+    """
+    from sqlalchemy import event
+
+    event.listen(storage.engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
 
 
 @contextmanager
