@@ -184,7 +184,7 @@ APART = {"latent/c2st_auc": 0.9}
         ({"a": {**APART, **attacked(0.0)}, "b": {**APART, **attacked(0.6)}}, "in one of these; none of two attacks gets facts out in"),
         ({"a": {**APART, **attacked(0.6)}, "b": APART}, "Facts come back under attack in the one of these that was attacked."),
         ({"a": attacked(0.6), "b": APART}, "Whether facts come back in the other was not tested."),
-        ({"a": {**APART, **attacked(0.0), "retain/accuracy": 0.5}}, "No attack gets facts out of it, though it is damaged."),
+        ({"a": {**APART, **attacked(0.0), "retain/accuracy": 0.5}}, "No attack gets facts out of it, but it is damaged."),
     ],
 )  # fmt: skip
 def test_the_headline_calls_erased_only_what_withstood_attacks(runs, words):

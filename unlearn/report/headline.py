@@ -77,7 +77,7 @@ def _attacked(rest: Sequence[Verdict], these: str) -> str:
     broken = [v for v in tried if v not in back and v not in erased]
     if broken:
         which = of if len(broken) == len(tried) else word(len(broken)) + named(broken)
-        parts.append(f"no attack gets facts out of {which}, though {'it is' if len(broken) == 1 else 'they are'} damaged")
+        parts.append(f"no attack gets facts out of {which}, but {'it is' if len(broken) == 1 else 'they are'} damaged")
     text = "; ".join(parts)
     return text[0].upper() + text[1:]
 
