@@ -183,6 +183,25 @@ def test_a_trial_taken_by_a_process_that_never_said_who_it_was_is_given_up(tmp_p
     assert fail_lost(study, 60) == [0]
 
 
+def test_two_workers_may_give_up_the_same_trial_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one does between the first one's look at the trial and its word."""
+    spec = sweep(tmp_path, storage=f"sqlite:///{tmp_path}/study.db", trials=1)
+    first, second = (open_study(spec, folder_of(spec)) for _ in range(2))
+    plan(first, spec, 1)
+    with pytest.warns(UserWarning, match="Heartbeat"):
+        begun = first.ask()
+    begun.set_user_attr(WORKER, {**slots.identity(), "pid": 2**22 + 1})  # beyond the largest process id
+    say, others = first._storage.set_trial_state_values, []
+
+    def late(*of: Any, **what: Any) -> bool:
+        others.extend(fail_lost(second, 60))
+        return say(*of, **what)
+
+    monkeypatch.setattr(first._storage, "set_trial_state_values", late)
+    assert fail_lost(first, 60) == [0]
+    assert others == [0]
+
+
 def test_a_slot_that_was_queued_twice_is_made_once(tmp_path: Path) -> None:
     spec = sweep(tmp_path, trials=2)
     study = open_study(spec, folder_of(spec))

@@ -13,12 +13,14 @@ import socket
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.trial import FrozenTrial, TrialState
 
@@ -105,7 +107,8 @@ def fail_lost(study: Study, patience: float) -> list[int]:
         worker = trial.user_attrs.get(WORKER)
         silent = worker is None and trial.datetime_start is not None and _age(trial.datetime_start) > patience
         if silent or (worker is not None and _gone(worker)):
-            study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+            with suppress(UpdateFinishedTrialError):  # another worker saw it, too
+                study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
     after = {t.number: t for t in study.get_trials(deepcopy=False, states=(TrialState.FAIL,))}
     return [slot for number in before if number in after and (slot := slot_of(after[number])) is not None]
 
