@@ -175,7 +175,7 @@ class Counterfactual:
             nobody = TokenRow((self.reader.pad_id,) * 2, 1, NO_ENTITY, 0)
             return Part(TokenBatch(*(t[:0].to(device) for t in collate([nobody], self.reader.pad_id))))
         batch = up_to_answers(self._batch([self.share.needed(row) for row in rows], device))
-        place_B = torch.arange(len(rows), device=device)
+        place_B = torch.arange(len(rows), device=batch.entity_end_B.device)
 
         def put(block: int) -> Touch:
             code_BD = torch.stack([self.codes[row.row_id][block] for row in rows]).to(device)

@@ -95,7 +95,7 @@ class Readouts:
     def _fit(self, lm: PreTrainedModel, reader: Reader) -> None:
         known, parts, ids = self._placed(self.rows), defaultdict[tuple[str, int], list[Tensor]](list), list[int]()
         for batch in reader.batches([row for row in self.rows if row.row_id in known], device_of(lm)):
-            place_N = torch.arange(len(batch.row_id_B), device=device_of(lm))
+            place_N = torch.arange(len(batch.row_id_B), device=batch.row_id_B.device)
             hidden = forward(lm, batch, layers=range(self.n_blocks)).hidden
             ids += batch.row_id_B.tolist()
             for key in self.keys:

@@ -112,11 +112,12 @@ class Upkeep:
         device, layer = device_of(lm), rng.randrange(EMBEDDINGS, self.n_blocks - 1)
         own = list(own_share(len(rows)))
         batch = TokenBatch(*(t.to(device) for t in self._collated([rows[i] for i in own], max(len(row.ids) for row in rows))))
-        virtual_B = torch.tensor([i >= n_replayed for i in own], dtype=torch.bool, device=device)
+        place_B = torch.arange(len(own), device=batch.entity_end_B.device)
+        virtual_B = torch.tensor([i >= n_replayed for i in own], dtype=torch.bool, device=place_B.device)
         code_BD, shake_BD = self._values(len(rows), own, layer, rng, noise)
         self.original = {name: weight.to(device) for name, weight in self.original.items()}
         wide = predicting_all(batch, batch.attention_mask_BT.bool())
-        place_B, end_B = torch.arange(len(own), device=device), batch.entity_end_B.clamp(min=0)
+        end_B = batch.entity_end_B.clamp(min=0)
         put = Touch(layer, place_B[virtual_B], end_B[virtual_B], code_BD[virtual_B], torch.zeros_like(virtual_B[virtual_B]))
         both = Touch(layer, place_B, end_B, torch.where(virtual_B[:, None], code_BD, shake_BD), ~virtual_B)
         touched = layer != EMBEDDINGS  # there a name stays what it is
