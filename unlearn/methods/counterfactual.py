@@ -115,8 +115,8 @@ class Counterfactual:
             self._remember(lm, n_blocks)
             every = [row for rows in self.strangers.values() for row in rows]
             for first in range(0, len(every), self.reader.batch_size):
-                part = every[first : first + self.reader.batch_size]
-                for row, score in zip(part, self.score(lm, part).tolist(), strict=True):
+                some = every[first : first + self.reader.batch_size]
+                for row, score in zip(some, self.score(lm, some).tolist(), strict=True):
                     self.scores.setdefault(row.row_id, []).append(score)
         self.hidden = sums
         self.finals = {row_id: torch.stack(found) for row_id, found in finals.items()}
