@@ -156,7 +156,20 @@ def said(*words):
     return ending.value.code or 0
 
 
-def test_a_ledger_alone_makes_every_form(ledger, tmp_path, capsys):
+@pytest.mark.parametrize("columns", ["80", "100", "160"])
+def test_nothing_is_cut_off_in_the_terminal(ledger, capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    assert said("compare", str(ledger)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= int(columns)
+    shown = "".join("".join(lines).split())
+    assert "Holm-adjustedp<0.05)" in shown
+    assert "differsfromnpo(" in shown
+    assert ("hidde" if columns == "80" else "hidden") in shown  # the last column
+
+
+def test_a_ledger_alone_makes_every_form(ledger, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     assert is_ledger(ledger)
     assert said("compare", str(ledger), "--out", str(tmp_path / "out")) == 0
     assert "differs from npo" in capsys.readouterr().out.replace("\n", " ")

@@ -67,7 +67,7 @@ def start(
     except KeyboardInterrupt:
         note(Text(f"interrupted: what is done is in {plan.ledger}; the same command goes on", style="yellow"))
         raise typer.Exit(130) from None
-    console().print(comparison_lines(summary))
+    console().print(comparison_lines(summary, console().width))
     progress = summary["progress"]
     note(f"{progress['tests']} of {progress['tests_in_all']} tests are made; everything is in {plan.ledger}")
     tests = [path for method in summary["methods"] for path in _tests(plan, method)]

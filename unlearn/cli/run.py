@@ -115,7 +115,7 @@ def _compared(ledgers: Sequence[Path], runs: Sequence[Path], out: Path | None) -
 
     if len(ledgers) > 1:
         raise RunError(f"One comparison at a time; found the ledgers {', '.join(map(str, ledgers))}.")
-    console().print(comparison_lines(read_summary(ledgers[0])))
+    console().print(comparison_lines(read_summary(ledgers[0]), console().width))
     if out is not None:
         publish(read_runs(runs) if runs else [], out, ledgers[0])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from unlearn.report.fate import counted
 from unlearn.report.names import DASH
@@ -94,8 +94,17 @@ def comparison_markdown(summary: Mapping[str, Any]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows_of(summary))])
 
 
-def comparison_lines(summary: Mapping[str, Any]) -> Table:
-    """The same for a terminal."""
+def comparison_lines(summary: Mapping[str, Any], width: int | None = None) -> Table:
+    """The same for a terminal of ``width`` columns (None: wide enough); where words do not fit into it, they are broken, not cut off."""
+    from rich.console import Console
+
+    table = _lines(summary, whole=True)
+    if width is not None and Console(width=1000).measure(table).minimum > width:
+        table = _lines(summary, whole=False)
+    return table
+
+
+def _lines(summary: Mapping[str, Any], whole: bool) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -104,8 +113,9 @@ def comparison_lines(summary: Mapping[str, Any]) -> Table:
     for heading in HEADINGS:
         broken = {"perplexity": "perp-\nlexity", "robustness": "robust-\nness"}.get(heading, heading.replace(" ", "\n"))
         widest = max(map(len, broken.splitlines())) if heading != "verdict" else len("forgotten")
-        left = heading in ("method", "verdict")
-        table.add_column(broken, justify="left" if left else "right", overflow="fold", no_wrap=heading == "method", min_width=widest)
+        justify: Literal["left", "right"] = "left" if heading in ("method", "verdict") else "right"
+        stiff = whole and heading == "method"
+        table.add_column(broken, justify=justify, overflow="fold", no_wrap=stiff, min_width=widest if whole else None)
     for method, score, *cells, verdict in rows_of(summary):
         between = score.replace(" (", "\n").replace(" to ", " to\n").removesuffix(")")
         table.add_row(*map(Text, (method.replace(" (", "\n("), between, *cells, verdict.replace(", ", "\n"))))
