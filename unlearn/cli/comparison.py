@@ -81,7 +81,7 @@ def start(
 
 def _tests(plan: Plan, method: str) -> list[Path]:
     """Folders of the test runs of ``method`` that are there."""
-    folder = run_path(plan.validation(method).out, f"{plan.name}/{method}")
+    folder = run_path(plan.validation(plan.reference).out, f"{plan.name}/{method}")  # where runs are kept is the same for all
     return [path for seed in plan.seeds if is_run(path := folder / f"seed{seed}")]
 
 
