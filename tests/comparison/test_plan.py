@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from unlearn.cli.comparison import how_many
+from unlearn.cli.comparison import _tests, how_many
 from unlearn.comparison.plan import read_plan
 from unlearn.config.attacks import attack_settings
 from unlearn.errors import ConfigError
+from unlearn.tracking.rundir import RunDirectory
 
 TREE: dict[str, Any] = {
     "name": "fair",
@@ -42,6 +43,14 @@ def test_runs_of_test_and_tuning() -> None:
     assert sweep["trials"] == 4
     assert [plan.tuned(name) for name in plan.methods] == [True, False, False, False]
     assert attack_settings("relearn", plan.attack)["relearn"].splits == 1
+
+
+def test_the_runs_of_every_method_are_found_those_of_the_gold_model_too(tmp_path: Path) -> None:
+    plan = plan_of({**TREE, "out": str(tmp_path)}, gold=True)
+    assert "gold" in plan.methods
+    for method in plan.methods:
+        RunDirectory.create(str(tmp_path), f"fair/{method}/seed1").write_config("name: made\n")
+        assert _tests(plan, method) == [tmp_path / "fair" / method / "seed1"]
 
 
 def test_what_cannot_be_compared_is_said_at_once() -> None:

@@ -81,8 +81,8 @@ def start(
 
 def _tests(plan: Plan, method: str) -> list[Path]:
     """Folders of the test runs of ``method`` that are there."""
-    folder = run_path(plan.validation(plan.reference).out, f"{plan.name}/{method}")  # where runs are kept is the same for all
-    return [path for seed in plan.seeds if is_run(path := folder / f"seed{seed}")]
+    configs = [plan.run(method, seed, {}) for seed in plan.seeds]
+    return [path for config in configs if is_run(path := run_path(config.out, config.name))]
 
 
 def how_many(seeds: str | None) -> list[int]:
