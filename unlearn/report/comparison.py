@@ -27,6 +27,8 @@ HEADINGS = (
     "CPU s",
     "front",
 ) + ("verdict",)
+SPARED = ("front", "CPU s", "perplexity", "other words", "rank", "C2ST", "robustness")
+"""Columns that a narrow terminal is spared, in this order."""
 RESULTS: Sequence[tuple[str, str]] = (
     ("forget/accuracy", ".2f"),
     ("forget/accuracy_paraphrased", ".2f"),
@@ -95,22 +97,32 @@ def comparison_markdown(summary: Mapping[str, Any]) -> str:
 
 
 def comparison_lines(summary: Mapping[str, Any], width: int | None = None) -> Table:
-    """The same for a terminal of ``width`` columns (None: wide enough); where words do not fit into it, they are broken, not cut off."""
+    """The same for a terminal of ``width`` columns (None: wide enough).
+
+    No word or number is broken: columns that do not fit are left out, those of ``SPARED`` first, and the caption names them. Only where
+    the others do not fit either are words broken.
+    """
     from rich.console import Console
 
-    table = _lines(summary, whole=True)
-    if width is not None and Console(width=1000).measure(table).minimum > width:
-        table = _lines(summary, whole=False)
-    return table
+    wide, spared = Console(width=1000), list[str]()
+    table = _lines(summary)
+    for heading in SPARED if width is not None else ():
+        if wide.measure(table).minimum < width:
+            break
+        spared.append(heading)
+        table = _lines(summary, spared)
+    return table if width is None or wide.measure(table).minimum < width else _lines(summary, spared, whole=False)
 
 
-def _lines(summary: Mapping[str, Any], whole: bool) -> Table:
+def _lines(summary: Mapping[str, Any], spared: Sequence[str] = (), whole: bool = True) -> Table:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, caption_justify="left", caption=Text(caption(summary), "dim"))
-    for heading in HEADINGS:
+    said = caption(summary) + (f"; no room for {', '.join(spared)}" if spared else "")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, caption_justify="left", caption=Text(said, "dim"))
+    shown = [place for place, heading in enumerate(HEADINGS) if heading not in spared]
+    for heading in (HEADINGS[place] for place in shown):
         broken = {"perplexity": "perp-\nlexity", "robustness": "robust-\nness"}.get(heading, heading.replace(" ", "\n"))
         widest = max(map(len, broken.splitlines())) if heading != "verdict" else len("forgotten")
         justify: Literal["left", "right"] = "left" if heading in ("method", "verdict") else "right"
@@ -118,5 +130,6 @@ def _lines(summary: Mapping[str, Any], whole: bool) -> Table:
         table.add_column(broken, justify=justify, overflow="fold", no_wrap=stiff, min_width=widest if whole else None)
     for method, score, *cells, verdict in rows_of(summary):
         between = score.replace(" (", "\n").replace(" to ", " to\n").removesuffix(")")
-        table.add_row(*map(Text, (method.replace(" (", "\n("), between, *cells, verdict.replace(", ", "\n"))))
+        texts = (method.replace(" (", "\n("), between, *cells, verdict.replace(", ", "\n"))
+        table.add_row(*(Text(texts[place]) for place in shown))
     return table
