@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ import pytest
 
 from tests.distributed.launchers import fake_slurm, launch
 from tests.forks import free_port
-from tests.lines import ROOT, SCRIPT, startable
+from tests.lines import LAUNCHED, ROOT, startable
 
 if TYPE_CHECKING:
     from tests.architectures import Hub
@@ -27,13 +27,20 @@ SMALL = [
 FEWER = {"trainer.devices=8": "trainer.devices=2", "10.0.0.1": "127.0.0.1"}
 
 
+def looking_at(hub: Hub) -> dict[str, str]:
+    """Variables of a process that finds public models in ``hub``."""
+    return {**hub.environment(), "PYTHONPATH": os.pathsep.join([str(hub.site), str(ROOT)])}
+
+
 @dataclass
 class Shell:
-    """Executes lines in ``folder``; public models are found in ``hub``, PopQA's rows in ``rows``."""
+    """Executes lines in ``folder``; public models are found in ``hub``, PopQA's rows in ``rows``; what is started takes over what
+    another process has loaded (``forks``, from ``tests.loaded``)."""
 
     folder: Path
     hub: Hub
     rows: Path
+    forks: Mapping[str, str]
 
     def _words(self, words: Sequence[str]) -> list[str]:
         return [FEWER.get(word, str(ROOT / word) if word.startswith("configs/") else word) for word in words]
@@ -43,8 +50,7 @@ class Shell:
 
     def environment(self) -> dict[str, str]:
         """Variables of processes that are started."""
-        made = self.hub.environment()
-        return {**made, "PYTHONPATH": os.pathsep.join([str(self.hub.site), str(ROOT)]), "UNLEARN_CACHE": str(self.folder / "cache")}
+        return {**looking_at(self.hub), "UNLEARN_CACHE": str(self.folder / "cache"), **self.forks}
 
     def here(self, words: Sequence[str]) -> int:
         """Exit status of an ``unlearn`` line in this process."""
@@ -61,8 +67,8 @@ class Shell:
         for line in lines:
             few = {"nproc_per_node": str(2 // len(lines)), "master_port": port} if line[0] == "torchrun" else {}
             if line[0] == "sbatch":
-                variables |= fake_slurm(self.folder / "slurm", SCRIPT)
-            commands.append([*startable(self._words(line), **few), *self._short()])
+                variables |= fake_slurm(self.folder / "slurm", LAUNCHED)
+            commands.append([*startable(self._words(line), LAUNCHED, **few), *self._short()])
         done = launch(self.folder / "said", commands, **variables)
         assert set(done.codes) == {0}, done.output[-4000:]
         return done.output

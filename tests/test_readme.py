@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.data.sources.fake_benchmarks import write_popqa
+from tests.distributed.launchers import environment
 from tests.lines import README, shell_lines
-from tests.shell import Shell
+from tests.loaded import loaded
+from tests.shell import Shell, looking_at
 from unlearn.cli.readme import filled, update
 from unlearn.config.benchmarks import benchmark_configs
 from unlearn.config.layers import Layer
@@ -79,11 +82,17 @@ def test_files_that_the_readme_links_to_exist() -> None:
         assert (README.parent / link).exists(), link
 
 
+@pytest.fixture(scope="module")
+def forks(small_hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with loaded(environment(tmp_path_factory.mktemp("forks"), **looking_at(small_hub))) as variable:
+        yield variable
+
+
 @pytest.fixture
-def shell(small_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
+def shell(small_hub: Hub, forks: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shell:
     monkeypatch.chdir(tmp_path)
     write_popqa(tmp_path / "rows")
-    return Shell(tmp_path, small_hub.need("gemma-2-2b", "llama-3.1-8b"), tmp_path / "rows")
+    return Shell(tmp_path, small_hub.need("gemma-2-2b", "llama-3.1-8b"), tmp_path / "rows", forks)
 
 
 def finished(shell: Shell, name: str) -> int:

@@ -1,5 +1,5 @@
-"""Started by test_launch in the place of experiments/run.py, which it runs: it also writes down what each process was served, and where
-it ran.
+"""Started by tests in the place of experiments/run.py, which it runs: it also writes down what each process was served, and where it ran.
+With the variable LOADED, it takes over what another process has loaded (``tests.loaded``).
 
 Two things can be asked of it by environment variables: RECORD names the folder of the records, SIGNAL_AT the optimiser step before which
 the last process sends itself SIGUSR1, as a scheduler would.
@@ -15,6 +15,11 @@ import socket
 import sys
 from pathlib import Path
 from typing import Any
+
+if __name__ == "__main__":
+    from tests.loaded import hand_over
+
+    hand_over(sys.argv)
 
 from unlearn.module import UnlearningModule
 from unlearn.processes import place

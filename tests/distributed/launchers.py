@@ -20,7 +20,8 @@ from typing import Any
 import yaml
 from safetensors.torch import load_file
 
-from tests.lines import ROOT
+from tests.lines import BIN, ROOT
+from tests.loaded import SERVER, VARIABLE
 from unlearn.config.load import load_config
 from unlearn.module import UnlearningModule
 from unlearn.run import execute
@@ -100,8 +101,13 @@ def write_config(folder: Path, config: dict[str, Any]) -> Path:
 
 
 def launch(folder: Path, commands: Sequence[Sequence[str | Path]], **more: str) -> Launch:
-    """Start all commands at once in ``folder``, wait for them, and read what the processes wrote down."""
+    """Start all commands at once in ``folder``, wait for them, and read what the processes wrote down.
+
+    With a variable that ``tests.loaded`` gives, the launchers take over what another process has loaded, as ``launched`` does.
+    """
     folder.mkdir(exist_ok=True)
+    if VARIABLE in more:
+        commands = [[sys.executable, SERVER, *words] if words[0] in (BIN / "fabric", BIN / "torchrun") else words for words in commands]
     started = time.monotonic()
     running = []
     for number, command in enumerate(commands):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tests.distributed.launchers import (
     Launch,
     astray,
     difference,
+    environment,
     fake_slurm,
     launch,
     mlflow_runs,
@@ -38,6 +40,7 @@ from tests.lines import (
     sbatch,
     torchrun,
 )
+from tests.loaded import loaded
 from tests.mini import make_mini
 from unlearn.tracking.reader import RunRecord, read_run
 
@@ -58,6 +61,13 @@ def mini(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 def alone(mini: dict[str, Any]) -> RunRecord:
     mini["whole"] = run_alone(mini["path"], Path(mini["out"]).parent, "name=alone", "tracking.enabled=false")
     return record_of(mini, "alone")
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """For launches whose processes need not be interpreters of their own, as those of test_torchrun, test_two_nodes and others are."""
+    with loaded(environment(tmp_path_factory.mktemp("forks"))) as variable:
+        yield variable
 
 
 def check(mini: dict[str, Any], alone: RunRecord, done: Launch, name: str, *, nodes: int = 1) -> RunRecord:
@@ -89,7 +99,7 @@ def check_records(mini: dict[str, Any], done: Launch, *, nodes: int = 1) -> None
 
 
 @pytest.mark.slow
-def test_fabric_run_makes_a_study(mini: dict[str, Any], alone: RunRecord, tmp_path: Path) -> None:
+def test_fabric_run_makes_a_study(mini: dict[str, Any], alone: RunRecord, forks: dict[str, str], tmp_path: Path) -> None:
     """Two runs one after the other in the same processes, a cache that is empty at first, and one that is there already."""
     study = tmp_path / "study.yaml"
     common = yaml.safe_load(mini["path"].read_text())
@@ -97,7 +107,7 @@ def test_fabric_run_makes_a_study(mini: dict[str, Any], alone: RunRecord, tmp_pa
     study.write_text(yaml.safe_dump({"study": "study", "common": common, "runs": {"before": None, "first": None, "again": None}}))
     shutil.copytree(alone.path, Path(mini["out"]) / "study" / "before")
     words = [str(study), f"cache={tmp_path / 'cache'}"]
-    done = launch(tmp_path, [fabric(LAUNCHED, words)])
+    done = launch(tmp_path, [fabric(LAUNCHED, words)], **forks)
     assert set(done.codes) == {0}, done.output
     for name in ("study/first", "study/again"):
         check(mini, alone, done, name)
@@ -108,9 +118,9 @@ def test_fabric_run_makes_a_study(mini: dict[str, Any], alone: RunRecord, tmp_pa
 
 
 @pytest.mark.slow
-def test_fabric_run_makes_the_study_of_sharded_models(mini: dict[str, Any], tmp_path: Path) -> None:
+def test_fabric_run_makes_the_study_of_sharded_models(mini: dict[str, Any], forks: dict[str, str], tmp_path: Path) -> None:
     """The line of experiments/sharded/README.md with its configuration, small; each process trains on half of the rows."""
-    done = launch(tmp_path, [fabric(LAUNCHED, small_sharded(mini, f"out={tmp_path}"), SHARDED)])
+    done = launch(tmp_path, [fabric(LAUNCHED, small_sharded(mini, f"out={tmp_path}"), SHARDED)], **forks)
     assert set(done.codes) == {0}, done.output
     names = list(yaml.safe_load((ROOT / "experiments" / "sharded" / "llama_8b.yaml").read_text())["runs"])
     for name in names:
@@ -166,10 +176,10 @@ def test_two_nodes(mini: dict[str, Any], alone: RunRecord, tmp_path: Path, recor
 
 
 @pytest.mark.slow
-def test_slurm_and_a_job_that_is_queued_again(mini: dict[str, Any], alone: RunRecord, tmp_path: Path) -> None:
+def test_slurm_and_a_job_that_is_queued_again(mini: dict[str, Any], alone: RunRecord, forks: dict[str, str], tmp_path: Path) -> None:
     """A signal of the scheduler before step 2: saved, queued again, gone on with; the end is that of a run that was never stopped."""
     words = [str(mini["path"]), "name=slurm"]
-    job = fake_slurm(tmp_path / "slurm", LAUNCHED)
+    job = fake_slurm(tmp_path / "slurm", LAUNCHED) | forks
     stopped = launch(tmp_path / "stopped", [sbatch(words)], SIGNAL_AT="2", **job)
     assert stopped.codes == [75], stopped.output
     assert record_of(mini, "slurm").status["state"] == "killed"
