@@ -8,7 +8,9 @@ variables, folder and standard streams; signals go there, the exit status comes 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -20,7 +22,9 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -142,10 +146,32 @@ def become(request: Mapping[str, Any]) -> None:
     sys.stdin, sys.stdout, sys.stderr = (open(place, mode, closefd=False) for place, mode in enumerate("rww"))  # noqa: SIM115
 
 
+def execute(script: str) -> NoReturn:
+    """Execute ``script`` and end this process as an interpreter does, but for taking down all that is loaded."""
+    code: Any = 1
+    try:
+        runpy.run_path(script, run_name="__main__")
+        code = 0
+    except SystemExit as ending:
+        code = ending.code or 0
+        if not isinstance(code, int):
+            print(code, file=sys.stderr)
+            code = 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        threading._shutdown()  # type: ignore[attr-defined]
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
 if __name__ == "__main__":
     if len(sys.argv) > 2:
         hand_over(sys.argv[1:])
     sys.path.insert(1, str(Path(__file__).parents[1]))
     load()
+    gc.freeze()
     become(asked := serve(sys.argv[1]))
-    runpy.run_path(asked["words"][0], run_name="__main__")
+    execute(asked["words"][0])

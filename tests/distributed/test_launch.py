@@ -191,15 +191,17 @@ def test_slurm_and_a_job_that_is_queued_again(mini: dict[str, Any], alone: RunRe
 
 
 @pytest.mark.slow
-def test_a_first_process_that_fails_takes_all_along_and_says_why_once(mini: dict[str, Any], alone: RunRecord, tmp_path: Path) -> None:
+def test_a_first_process_that_fails_takes_all_along_and_says_why_once(
+    mini: dict[str, Any], alone: RunRecord, forks: dict[str, str], tmp_path: Path
+) -> None:
     words = [str(mini["path"]), "name=nowhere", "data.path=nowhere.jsonl"]
-    done = launch(tmp_path / "srun", [sbatch(words)], **fake_slurm(tmp_path / "slurm", SCRIPT))
+    done = launch(tmp_path / "srun", [sbatch(words)], **fake_slurm(tmp_path / "slurm", LAUNCHED), **forks)
     assert done.codes == [2], done.output
     assert done.output.count("nowhere.jsonl") == 1, done.output
     assert "Traceback" not in done.output
     assert record_of(mini, "nowhere").status["state"] == "failed"
     assert "nowhere.jsonl" in record_of(mini, "nowhere").status["reason"]
-    done = launch(tmp_path / "torchrun", [torchrun(SCRIPT, [str(mini["path"]), "name=alone", "optim.steps=3"])])
+    done = launch(tmp_path / "torchrun", [torchrun(LAUNCHED, [str(mini["path"]), "name=alone", "optim.steps=3"])], **forks)
     assert done.codes == [1]
     assert done.output.count("found a run with another configuration") == 1, done.output
 
