@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 
 install: $(READY)  ## make .venv with the tested versions
 
-quickstart: $(READY)  ## forget ten entities of the embedded world with four methods, and report
+quickstart: $(READY)  ## forget ten entities of the embedded world with five methods, and report
 	$(BIN)/unlearn run configs/quickstart.yaml
 	$(BIN)/unlearn compare runs/quickstart --out runs/quickstart/report.html
 

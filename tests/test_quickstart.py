@@ -15,7 +15,7 @@ from unlearn.tracking.reader import read_run
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
-RUNS = ("base", "gradient_ascent", "grad_diff", "sae_prototype", "sae_distribution")
+RUNS = ("base", "gradient_ascent", "grad_diff", "sae_prototype", "sae_distribution", "sae_erase")
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,18 @@ def test_matching_the_distribution_forgets_and_keeps(results: dict[str, dict[str
     assert found["retain/accuracy"] >= 0.97
     assert found["retain/accuracy_unseen"] >= 0.95
     assert found["generic/perplexity"] <= 1.03 * found["generic/perplexity_base"]
+    assert found["latent/c2st_null_low"] <= found["latent/c2st_auc"] <= found["latent/c2st_null_high"]
+    assert found["latent/p_unknown"] >= 0.95
+    assert found["collapse/flag"] == 0
+
+
+def test_erasing_forgets_and_keeps(results: dict[str, dict[str, Any]]) -> None:
+    found = results["sae_erase"]
+    assert found["forget/accuracy"] <= 0.02
+    assert found["forget/accuracy_paraphrased"] <= 0.02
+    assert found["retain/accuracy"] >= 0.98
+    assert found["retain/accuracy_unseen"] >= 0.98
+    assert found["generic/perplexity"] <= 1.01 * found["generic/perplexity_base"]
     assert found["latent/c2st_null_low"] <= found["latent/c2st_auc"] <= found["latent/c2st_null_high"]
     assert found["latent/p_unknown"] >= 0.95
     assert found["collapse/flag"] == 0

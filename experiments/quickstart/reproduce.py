@@ -33,6 +33,7 @@ SHOWN = {
     "null low": "latent/c2st_null_low",
     "null high": "latent/c2st_null_high",
     "collapse": "collapse/flag",
+    "training CPU s": "cost/train_cpu_seconds",
 }
 
 Found = dict[str, Any]
@@ -57,6 +58,17 @@ def checks(run: str, r: Found) -> dict[str, bool]:
             "perplexity <= 1.03 x base": r["generic/perplexity"] <= 1.03 * r["generic/perplexity_base"],
             "C2ST inside its null interval": r["latent/c2st_null_low"] <= r["latent/c2st_auc"] <= r["latent/c2st_null_high"],
             "P(unknown) >= 0.95": r["latent/p_unknown"] >= 0.95,
+        }
+    if run == "sae_erase":
+        return {
+            "forget/accuracy <= 0.02": r["forget/accuracy"] <= 0.02,
+            "forget/accuracy_paraphrased <= 0.02": r["forget/accuracy_paraphrased"] <= 0.02,
+            "retain/accuracy >= 0.99": r["retain/accuracy"] >= 0.99,
+            "retain/accuracy_unseen >= 0.98": r["retain/accuracy_unseen"] >= 0.98,
+            "perplexity <= 1.01 x base": r["generic/perplexity"] <= 1.01 * r["generic/perplexity_base"],
+            "C2ST inside its null interval": r["latent/c2st_null_low"] <= r["latent/c2st_auc"] <= r["latent/c2st_null_high"],
+            "P(unknown) >= 0.95": r["latent/p_unknown"] >= 0.95,
+            "training <= 60 CPU seconds": r["cost/train_cpu_seconds"] <= 60,
         }
     if run == "gradient_ascent":
         broken = r["retain/accuracy"] <= 0.5 or r["generic/perplexity"] > 1.5 * r["generic/perplexity_base"]

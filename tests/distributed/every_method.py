@@ -105,10 +105,11 @@ VARIANTS = [
         for chosen in (TrainableConfig(mode="full"), TrainableConfig(mode="lora"), TrainableConfig(blocks="0-3", embeddings=True))
     ),
     Case("grad_diff", {}, TrainableConfig(mode="full")),
-    Case("sae_erase", {"meta_loss": "cap", "adversary": "lora", "adversary_lessons": ["benign"]}, accumulate=2),
+    Case("sae_erase", {"meta_loss": "cap", "adversary": "lora", "adversary_lessons": ["benign"], "patch_weight": 0.0}, accumulate=2),
     Case(
         "sae_erase",
-        {"adversary": "blocks", "adversary_blocks": "1-2", "adversary_lessons": ["half"], "patch_blocks": "up", "patch_weight": 2.0},
+        {"adversary": "blocks", "adversary_blocks": "1-2", "adversary_lessons": ["half"], "patch_blocks": "one", "patch_weight": 2.0}
+        | {"readout_weight": 1.0},
         TrainableConfig(mode="lora"),
     ),
     *(Case("lat", {"inner": inner(name), "attack_steps": 3}) for name in ("npo", "dpo", "sae_guided", "rep_noise")),
@@ -141,12 +142,17 @@ STEMS = ("The author of the book", "In the city", "The answer", "English is a la
 ENDS = ("was born.", "of London everybody wrote in English and nobody was known.", "is in the book of the city.", "few people speak.")
 
 
+def told(row: Row, answer: str) -> Row:
+    """The row with another answer and an attribute; one of the two that there are has several values."""
+    return dataclasses.replace(row, answer=answer, attribute=str("born" in row.template))
+
+
 def uneven_data() -> EntityData:
     """The toy people, with answers from one word to a sentence, and statements that name nobody and have no refusal."""
     data = toy_data()
-    forget = [dataclasses.replace(row, answer=LONG[row.row_id % 3]) for row in data.streams["forget"]]
+    forget = [told(row, LONG[row.row_id % 3]) for row in data.streams["forget"]]
     forget += [Row(row_id=50 + i, entity="", prompt=stem, answer=ENDS[i], kind="statement") for i, stem in enumerate(STEMS)]
-    retain = tuple(dataclasses.replace(row, answer=LONG[(row.row_id * 5) % 3]) for row in rows("retain", 100))
+    retain = tuple(told(row, LONG[(row.row_id * 5) % 3]) for row in rows("retain", 100))
     unnamed = Row(row_id=250, entity="", prompt="Nobody", answer="knows the city of the author.", kind="statement")
     streams = {"forget": tuple(forget), "retain": retain, "known": retain, "unknown": (*data.streams["unknown"], unnamed)}
     evaluation = {**data.evaluation, "forget": streams["forget"], "retain": retain}

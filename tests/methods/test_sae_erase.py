@@ -30,6 +30,7 @@ WEIGHTS = {
     "share": "share_weight",
     "relearned": "meta_weight",
     "virtual": "virtual_weight",
+    "patched": "patch_weight",
 }
 
 
@@ -169,7 +170,7 @@ def test_codes_of_the_original_model_can_be_put_back(made: Toy) -> None:
 
 
 def test_blocks_that_are_put_back_are_one_or_all_from_one_on(made: Toy) -> None:
-    lm, method = made.ready("sae_erase")
+    lm, method = made.ready("sae_erase", patch_blocks="one")
     drawn = {tuple(method._patched(random.Random(seed))) for seed in range(60)}
     assert drawn == {(0,), (1,), (2,)}
     lm, method = made.ready("sae_erase", patch_blocks="up")
@@ -178,7 +179,7 @@ def test_blocks_that_are_put_back_are_one_or_all_from_one_on(made: Toy) -> None:
 
 
 def test_patched_answers_are_those_of_unknown_names_at_the_model_s_own_weights(made: Toy) -> None:
-    lm, plain = made.ready("sae_erase")
+    lm, plain = made.ready("sae_erase", patch_weight=0.0)
     plain.before_step(lm, 0, 10)
     assert "patched" not in plain.loss(lm, made.batch()).terms
     lm, method = made.ready("sae_erase", patch_weight=3.0, patch_blocks="up")

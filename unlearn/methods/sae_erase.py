@@ -15,13 +15,15 @@ steps of fine-tuning on some of them. This method adds to its distribution match
   is matched to that of unknown names asked by the same adversary (``meta_loss: match``), or capped (``cap``), and the gradient is added
   to the model's own, in one of ``meta_every`` steps. In ``patch_share`` of those it also has the original model's codes of the targets
   put back;
+- ``patch_weight``: the same share at the model's own weights, with those codes put back at some blocks;
 - ``readout_weight``: what linear probes read off the targets' activations (``unlearn.methods.readout``);
 - ``retain_kl``, ``retain_hidden``, ``retain_noise``: as in ``sae_guided``, but at every block, and with noise at any block but the last;
 - ``replay_weight``: self-replay of names that the model lists itself (``unlearn.methods.self_replay``);
 - ``virtual_weight``: virtual known entities, random mixtures of the codes of known ones at an unknown name's last token; what the layers
   above make of a known code must stay, whoever's it is.
 
-Cost per step beside the streams' rows: ``replay_rows + virtual_rows`` rows forward twice and backward once; in one of ``meta_every`` steps
+Cost per step beside the streams' rows: the forget rows once more with ``patch_weight``; ``replay_rows + virtual_rows`` rows forward
+twice and backward once; in one of ``meta_every`` steps
 ``adversary_steps + 1`` passes of ``adversary_rows`` rows forward and backward, and one forward of as many strangers. Memory: a copy of the
 trained weights, the adversary (see there), and the targets (see ``counterfactual``).
 """

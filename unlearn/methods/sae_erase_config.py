@@ -39,9 +39,9 @@ class SAEEraseConfig(SAEGuidedConfig, AdversaryConfig):
     """Gaussian noise at the entity token of those rows, at a block drawn in each step, up to this multiple of its deviation, >= 0"""
     patch_share: float = 0.5
     """share of those steps in which the adversary also has the original model's codes of the targets put back at a block, in [0, 1]"""
-    patch_blocks: str = "one"
-    """where they are put back: one (a block drawn in each step) or up (in half of the steps all from that block to the last but one)"""
-    patch_weight: float = 0.0
+    patch_blocks: str = "up"
+    """where they are put back: up (at a block drawn in each step, in half of the steps at all from there to the last but one) or one"""
+    patch_weight: float = 0.5
     """weight of the same distance at the model's own weights, with the original model's codes of the targets put back, >= 0"""
     readout_weight: float = 0.0
     """weight of what the original model's linear probes read off the targets' activations beyond what they read off unknown names, >= 0"""
