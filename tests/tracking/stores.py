@@ -57,27 +57,25 @@ def connections(monkeypatch):
     """Addresses of the HTTP connections that are tried from now on, one entry each."""
     from urllib3.util import connection
 
-    made, connect = [], connection.create_connection
-
-    def seen(address, *args, **words):
-        made.append(address)
-        return connect(address, *args, **words)
-
-    monkeypatch.setattr(connection, "create_connection", seen)
-    return made
+    return _calls(monkeypatch, connection, "create_connection")
 
 
 def engines(monkeypatch):
     """Databases that are asked by way of SQLAlchemy from now on, whose attempts at one that is away take minutes."""
     from mlflow.store.db import utils
 
-    made, create = [], utils.create_sqlalchemy_engine_with_retry
+    return _calls(monkeypatch, utils, "create_sqlalchemy_engine_with_retry")
 
-    def seen(uri, *args, **words):
-        made.append(uri)
-        return create(uri, *args, **words)
 
-    monkeypatch.setattr(utils, "create_sqlalchemy_engine_with_retry", seen)
+def _calls(monkeypatch, module, name):
+    """First arguments of the calls of a function from now on."""
+    made, original = [], getattr(module, name)
+
+    def seen(first, *args, **words):
+        made.append(first)
+        return original(first, *args, **words)
+
+    monkeypatch.setattr(module, name, seen)
     return made
 
 
