@@ -38,6 +38,12 @@ class Cell(NamedTuple):
         return self.seed, self.forget_set
 
     @property
+    def gold(self) -> Cell:
+        """The gold model of the same world and targets."""
+        setting = {"sequence": "targets30", "sequence_no_replay": "targets30"}.get(self.setting, self.setting).removesuffix("_gold")
+        return self._replace(setting=f"{setting}_gold" if f"{setting}_gold" in SCALE else "gold")
+
+    @property
     def suite(self) -> str:
         """Attacks that it meets."""
         if self.setting in MAIN:

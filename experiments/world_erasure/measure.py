@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from cells import Cell
 from unlearn.config.schema import RunConfig
 
 HERE = Path(__file__).parent
-STUDY, ATTACKS = HERE / "erasure.yaml", [HERE.parent / "world_attacks" / "attacks.yaml", HERE / "attacks.yaml"]
+STUDY, GRIDS, WIDER = HERE / "erasure.yaml", HERE.parent / "world_attacks" / "attacks.yaml", HERE / "attacks.yaml"
 REQUESTS = 3
 LONG = 100
 """Relearning for more steps than that is an attack of its own, ``relearn_long``."""
@@ -32,6 +32,11 @@ def config_of(cell: Cell, words: list[str], part: str = "") -> RunConfig:
     return config
 
 
+def attacks_of(cell: Cell) -> list[Path]:
+    """Grids of the attacks that a cell meets: those of experiments/world_attacks, wider ones in the main comparison."""
+    return [GRIDS, WIDER] if cell.suite == "full" else [GRIDS]
+
+
 def measured(cell: Cell, words: list[str]) -> dict[str, float]:
     """All results of a cell."""
     found = requests(cell, words) if cell.setting.startswith("sequence") else one_request(cell, words)
@@ -45,7 +50,7 @@ def one_request(cell: Cell, words: list[str]) -> dict[str, Any]:
 
     config = config_of(cell, words)
     path = execute(config, go_on=True)
-    attack(str(path), cell.suite, ATTACKS)
+    attack(str(path), cell.suite, attacks_of(cell))
     found = everything(path, str(path), None, config)
     return found | inside(found)
 
@@ -70,7 +75,7 @@ def requests(cell: Cell, words: list[str]) -> dict[str, Any]:
     for number in range(REQUESTS):
         data = [f"data.forget_set={number}", f"data.forgotten_sets={list(range(number))}", f"data.n_retain={n_retain - number * n_forget}"]
         start = [] if model is None else [f"model.path={model}"]
-        path = execute(config_of(cell, [*words, *data, *start, "evaluation.gold=null"], f"/request{number + 1}"), go_on=True)
+        path = execute(config_of(cell, [*words, *data, *start], f"/request{number + 1}"), go_on=True)
         model = path.parent / f"{cell.setting}_exported"
         if not (model / PROVENANCE).is_file():
             export(str(path), model)
@@ -86,7 +91,7 @@ def requests(cell: Cell, words: list[str]) -> dict[str, Any]:
     }
     out = model.parent / f"{cell.setting}_measured"
     done = evaluate(str(model), ["world"], [sections], out=out, base=base)
-    attack(str(model), cell.suite, [*ATTACKS, sections], out=out / "attacks", base=base)
+    attack(str(model), cell.suite, [*attacks_of(cell), sections], out=out / "attacks", base=base)
     own = replace(whole, model=replace(whole.model, path=str(model)), sae=replace(whole.sae, path=str(assets.sae)))
     found |= json.loads((done.folders["world"] / "results.json").read_text(encoding="utf-8"))
     found["cost/train_cpu_seconds"] = sum(_cpu_seconds(model.parents[1] / f"request{n + 1}" / cell.setting) for n in range(REQUESTS))
@@ -114,23 +119,12 @@ def split(folder: Path, name: str, new: str, chosen: Callable[[int], bool], conf
     from unlearn.tracking.files import read_json
 
     record, measure = read_json(folder / "attacks" / f"{name}.json"), find("attack", name).load().measure
-    found: dict[str, float] = {}
-    for side, said in (("", record.get("outcome")), ("gold", record.get("gold"))):
-        whole = Outcome.of_record(said) if said else None
-        at = [i for i, step in enumerate(curve_places(whole.cells)) if chosen(step)] if whole else []
-        if whole is None or not at:
-            continue
-        part = replace(whole, cells=tuple(whole.cells[i] for i in at), target=whole.target[at], control=whole.control[at], extra={})
-        results = part.results(f"attack/{new}", measure, config.evaluation.bootstrap, config.seed)
-        found |= dict(_of_gold(results, new, measure)) if side else results
-    return found
-
-
-def _of_gold(results: Mapping[str, float], new: str, measure: str) -> Iterator[tuple[str, float]]:
-    key = f"attack/{new}_"
-    for name, value in results.items():
-        what = name.removeprefix(key)
-        yield key + ("gold" if what == measure else f"gold_{what}"), value
+    whole = Outcome.of_record(record["outcome"])
+    at = [i for i, step in enumerate(curve_places(whole.cells)) if chosen(step)]
+    if not at:
+        return {}
+    part = replace(whole, cells=tuple(whole.cells[i] for i in at), target=whole.target[at], control=whole.control[at], extra={})
+    return part.results(f"attack/{new}", measure, config.evaluation.bootstrap, config.seed)
 
 
 def inside(found: Mapping[str, Any]) -> dict[str, float]:

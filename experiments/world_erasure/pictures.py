@@ -47,6 +47,18 @@ def gold_of(found: Mapping[str, float]) -> dict[str, float]:
     return {key.replace("_gold", ""): value for key, value in found.items() if key.startswith("attack/") and "_gold" in key}
 
 
+def beside_gold(found: Found) -> dict[Cell, Mapping[str, float]]:
+    """The cells with the attacks on the gold model of the same place beside their own: ``attack/<name>_gold``, ``..._gold_control``, ..."""
+    return {cell: {**results, **({} if cell.gold == cell else _as_gold(found.get(cell.gold, {})))} for cell, results in found.items()}
+
+
+def _as_gold(gold: Mapping[str, float]) -> dict[str, float]:
+    made = {f"attack/{name}_gold": value for name in attack_excesses(gold) if (value := recovered(gold, name)) is not None}
+    parts = ("control", "excess", "excess/ci_low", "excess/ci_high")
+    names = [(name, part) for name in attack_excesses(gold) for part in parts if f"attack/{name}_{part}" in gold]
+    return made | {f"attack/{name}_gold_{part}": gold[f"attack/{name}_{part}"] for name, part in names}
+
+
 def draw(found: Found, folder: Path) -> list[Path]:
     """``frontier``, ``attacks`` and ``scale`` as PNG and SVG."""
     from matplotlib.figure import Figure

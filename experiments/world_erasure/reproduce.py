@@ -19,7 +19,7 @@ from pathlib import Path
 
 from cells import CELLS, MORE, PARTS, Cell
 from measure import measured
-from pictures import averaged, draw, recovered
+from pictures import averaged, beside_gold, draw, recovered
 
 HERE = Path(__file__).parent
 BEGIN, END = "<!-- {} -->\n", "<!-- end of {} -->\n"
@@ -119,9 +119,9 @@ def whole(cell: Cell, found: Results | None) -> bool:
 
 
 def read(folder: Path) -> dict[Cell, Results]:
-    """The cells that are there."""
+    """The cells that are there, each with the attacks on its gold model."""
     files = {cell: folder / f"{cell.label}.json" for cell in CELLS}
-    return {cell: json.loads(file.read_text(encoding="utf-8")) for cell, file in files.items() if file.exists()}
+    return beside_gold({cell: json.loads(file.read_text(encoding="utf-8")) for cell, file in files.items() if file.exists()})
 
 
 def write(folder: Path) -> None:
