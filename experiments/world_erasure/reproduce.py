@@ -18,6 +18,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from cells import CELLS, MORE, PARTS, Cell
+from goals import goals
 from measure import measured
 from pictures import averaged, beside_gold, draw, recovered
 
@@ -130,7 +131,10 @@ def write(folder: Path) -> None:
     draw(found, folder)
     if folder != HERE / "results":
         return
-    parts = {name: table(cells, found, MORE if name == "tuned" else GETS) for name, cells in PARTS.items()} | {"requests": requests(found)}
+    parts = {name: table(cells, found, MORE if name == "tuned" else GETS) for name, cells in PARTS.items()} | {
+        "requests": requests(found),
+        "goals": goals(found),
+    }
     readme = HERE / "README.md"
     text = readme.read_text(encoding="utf-8")
     for name, made in parts.items():
