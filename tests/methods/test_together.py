@@ -3,6 +3,7 @@ from __future__ import annotations
 import doctest
 import itertools
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -99,6 +100,23 @@ def test_what_comes_back_is_what_a_pass_of_each_gives_gradients_included(made: T
         assert (a is None) == (b is None)
         if a is not None:
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_labels_behind_what_is_read_are_not_lost(made: Toy, last: bool) -> None:
+    """Rows that are read up to the token before their last label, among shorter and among longer ones."""
+    lm, _ = made.ready("gradient_ascent")
+    rows = sorted(made.datamodule.streams["forget"], key=lambda row: row.answer_start)
+    cut = TokenBatch(*collate([replace(row, ids=row.ids[: row.answer_start + 1]) for row in rows], made.reader().pad_id))
+    others = TokenBatch(*collate([replace(row, ids=row.ids[: row.answer_start + 1]) for row in rows[:2]], made.reader().pad_id))
+    longer = made.batch()["retain"]
+    parts = [Part(up_to_answers(cut)), Part(others if last else longer)]
+    assert (cut.attention_mask_BT.sum(1) == cut.input_ids_BT.shape[1]).any()
+    for mine, part in zip(forward_together(lm, parts, [1]), parts, strict=True):
+        alone = forward(lm, part.batch)
+        assert torch.equal(mine.row_A, alone.row_A)
+        assert torch.equal(mine.targets_A, alone.targets_A)
+        torch.testing.assert_close(mine.logits_AV, alone.logits_AV, atol=1e-5, rtol=1e-4)
 
 
 def test_no_more_passes_than_parts_and_parts_may_be_empty(made: Toy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 from unlearn.config.schema import MethodConfig, TrainableConfig
 from unlearn.errors import ConfigError
-from unlearn.types import EntityData, LossTerms, TokenBatch
+from unlearn.types import IGNORE_INDEX, EntityData, LossTerms, TokenBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -195,16 +195,19 @@ class Method(nn.Module, ABC):
 
 
 def concatenate(batches: list[TokenBatch]) -> TokenBatch:
-    """Stack batches along B, padding the token axis on the right, so that several streams share one forward."""
-    width = max(b.input_ids_BT.shape[1] for b in batches)
+    """Stack batches along B, padding the token axis on the right, so that several streams share one forward.
 
-    def pad(tensor_BT: torch.Tensor, value: int) -> torch.Tensor:
-        return nn.functional.pad(tensor_BT, (0, width - tensor_BT.shape[1]), value=value)
+    Labels may have more columns than the tokens that are read (``unlearn.models.forward.up_to_answers``), and keep them.
+    """
+
+    def stacked(tensors: list[torch.Tensor], value: int) -> torch.Tensor:
+        width = max(tensor_BT.shape[1] for tensor_BT in tensors)
+        return torch.cat([nn.functional.pad(tensor_BT, (0, width - tensor_BT.shape[1]), value=value) for tensor_BT in tensors])
 
     return TokenBatch(
-        input_ids_BT=torch.cat([pad(b.input_ids_BT, 0) for b in batches]),
-        attention_mask_BT=torch.cat([pad(b.attention_mask_BT, 0) for b in batches]),
-        labels_BT=torch.cat([pad(b.labels_BT, -100) for b in batches]),
+        input_ids_BT=stacked([b.input_ids_BT for b in batches], 0),
+        attention_mask_BT=stacked([b.attention_mask_BT for b in batches], 0),
+        labels_BT=stacked([b.labels_BT for b in batches], IGNORE_INDEX),
         entity_end_B=torch.cat([b.entity_end_B for b in batches]),
         answer_start_B=torch.cat([b.answer_start_B for b in batches]),
         row_id_B=torch.cat([b.row_id_B for b in batches]),

@@ -92,6 +92,7 @@ def forward_together(lm: PreTrainedModel, parts: Sequence[Part], layers: Sequenc
     for group in by_length(lengths, len(parts)):
         row_M, longest = torch.tensor(group, device=device), max(lengths[i] for i in group)
         own = TokenBatch(*(t[row_M, :longest] if t.ndim > 1 else t[row_M] for t in whole))
+        own = own._replace(labels_BT=whole.labels_BT[row_M, : longest + 1])  # a row's last label may stand behind what is read of it
         touches = [touch.within(row_M, first) for part, first in zip(parts, firsts, strict=False) for touch in part.touches]
         with ExitStack() as stack:
             for touch in touches:
