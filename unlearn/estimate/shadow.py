@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map
+from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 aten = torch.ops.aten
@@ -53,6 +54,29 @@ def _real(value: Any) -> Any:
     if not _is_meta(value) or value.is_floating_point() or value.is_complex():
         return value
     return torch.full(value.shape, value.dtype == torch.bool, dtype=value.dtype, device=CPU)
+
+
+def _leaves(*values: Any) -> Iterator[Any]:
+    """What operations are given or give: values and, one deep, those of lists. Many times as fast as ``tree_iter``."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from value
+        else:
+            yield value
+
+
+def _each(change: Callable[[Any], Any], value: Any) -> Any:
+    """``change`` of a value, or of each in a list."""
+    if isinstance(value, list):
+        return [change(each) for each in value]
+    return tuple(map(change, value)) if isinstance(value, tuple) else change(value)
+
+
+@cache
+def _writes(func: Any) -> bool:
+    """Whether an operation writes to its first argument."""
+    alias = func._schema.arguments[0].alias_info
+    return alias is not None and alias.is_write
 
 
 class Shadow(TorchDispatchMode):
@@ -116,25 +140,25 @@ class Shadow(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None) -> Any:
         kwargs = dict(kwargs or {})
-        floats = any(_is_meta(a) for a in tree_iter((args, kwargs)))
+        floats = any(_is_meta(a) for a in _leaves(*args, *kwargs.values()))
         if func in READ_OUT and floats:
             return True if args[0].dtype == torch.bool else 1.0
         if func in COPIES:
             return self._copy(func, args, kwargs)
         if not floats:
             return self._plain(func, args, kwargs)
-        writes = func._schema.arguments[0].alias_info is not None and func._schema.arguments[0].alias_info.is_write
-        if writes and isinstance(args[0], Tensor) and args[0].device != META:
+        if _writes(func) and isinstance(args[0], Tensor) and args[0].device != META:
             return args[0]  # real numbers stay what they are
         if func in MASKED:
             places = [p for a in args[1] for p in (a.nonzero().unbind(1) if a is not None and a.dtype == torch.bool else (a,))]
             args = (args[0], places, *args[2:])
-        given = {id(a.untyped_storage()) for a in tree_iter((args, kwargs)) if isinstance(a, Tensor)}
-        shapes, options = tree_map(_on_meta, (args, kwargs))
+        given = {id(a.untyped_storage()) for a in _leaves(*args, *kwargs.values()) if isinstance(a, Tensor)}
+        shapes = tuple(_each(_on_meta, a) for a in args)
+        options = {name: _each(_on_meta, a) for name, a in kwargs.items()}
         out = func(*shapes, **options)
         self._charge(func, shapes, options, out)
-        result = tree_map(_real, out)
-        for tensor in tree_iter(result):
+        result = _each(_real, out)
+        for tensor in _leaves(result):
             if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in given:
                 self._count(tensor)
         self._mark()
@@ -144,11 +168,11 @@ class Shadow(TorchDispatchMode):
         """An operation on real numbers, or one that makes a tensor."""
         made = kwargs.get("device") is not None and torch.device(kwargs["device"]) == META
         out = func(*args, **kwargs)
-        given = {id(a.untyped_storage()) for a in tree_iter((args, kwargs)) if isinstance(a, Tensor)}
-        if made and any(_is_meta(o) and not o.is_floating_point() for o in tree_iter(out)):
+        given = {id(a.untyped_storage()) for a in _leaves(*args, *kwargs.values()) if isinstance(a, Tensor)}
+        if made and any(_is_meta(o) and not o.is_floating_point() for o in _leaves(out)):
             out = func(*args, **{**kwargs, "device": CPU})
-        out = tree_map(lambda o: _on_meta(o) if _is_float(o) and o.dim() and id(o.untyped_storage()) not in given else o, out)
-        for tensor in tree_iter(out):
+        out = _each(lambda o: _on_meta(o) if _is_float(o) and o.dim() and id(o.untyped_storage()) not in given else o, out)
+        for tensor in _leaves(out):
             if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in given:
                 self._count(tensor)
         self._charge(func, args, kwargs, out)
@@ -174,7 +198,7 @@ class Shadow(TorchDispatchMode):
             return
         count = flop_registry.get(func._overloadpacket)
         flops = int(count(*args, **kwargs, out_val=out)) if count is not None else 0
-        touched = sum(a.numel() * a.element_size() for a in tree_iter((args, kwargs, out)) if isinstance(a, Tensor))
+        touched = sum(a.numel() * a.element_size() for a in _leaves(*args, *kwargs.values(), out) if isinstance(a, Tensor))
         self.work[flops, touched] += 1
 
 
