@@ -171,7 +171,9 @@ if __name__ == "__main__":
     if len(sys.argv) > 2:
         hand_over(sys.argv[1:])
     sys.path.insert(1, str(Path(__file__).parents[1]))
+    gc.disable()
     load()
     gc.freeze()
+    gc.enable()
     become(asked := serve(sys.argv[1]))
     execute(asked["words"][0])

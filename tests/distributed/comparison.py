@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-ROOT = Path(__file__).parents[2]
+from tests.forks import told_by
+
 TOLERANCE = 1e-5
 """Largest difference of a loss (relative to 1 or to the loss, whichever is more) and of a weight."""
 
@@ -29,10 +27,7 @@ class Found(NamedTuple):
 
 def trained(folder: Path) -> Found:
     """Run ``every_method`` in ``folder``."""
-    command = [sys.executable, "-m", "tests.distributed.every_method", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=900, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    told_by("tests.distributed.every_method", folder, seconds=900)
     one, first, second = (torch.load(folder / f"{name}.pt", weights_only=True) for name in ("one", "rank0", "rank1"))
     return Found(one, (first, second), folder / "runs")
 
