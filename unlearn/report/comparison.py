@@ -106,12 +106,14 @@ def comparison_lines(summary: Mapping[str, Any], width: int | None = None) -> Ta
 
     wide, spared = Console(width=1000), list[str]()
     table = _lines(summary)
-    for heading in SPARED if width is not None else ():
+    if width is None:
+        return table
+    for heading in SPARED:
         if wide.measure(table).minimum < width:
             break
         spared.append(heading)
         table = _lines(summary, spared)
-    return table if width is None or wide.measure(table).minimum < width else _lines(summary, spared, whole=False)
+    return table if wide.measure(table).minimum < width else _lines(summary, spared, whole=False)
 
 
 def _lines(summary: Mapping[str, Any], spared: Sequence[str] = (), whole: bool = True) -> Table:
