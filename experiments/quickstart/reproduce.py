@@ -2,7 +2,7 @@
 
     python experiments/quickstart/reproduce.py [key=value ...]
 
-Takes the overrides of ``unlearn run``. Runs that are finished are not run again. Exit status 1 when a criterion is missed.
+Takes the overrides of ``unlearn run``. A run whose file is in results/ is kept; delete the file to make it again. Exit status 1 when a criterion is missed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ SHOWN = {
     "null low": "latent/c2st_null_low",
     "null high": "latent/c2st_null_high",
     "collapse": "collapse/flag",
-    "training CPU s": "cost/train_cpu_seconds",
 }
 
 Found = dict[str, Any]
@@ -93,9 +92,12 @@ def main(overrides: list[str]) -> int:
     verdicts: dict[str, dict[str, dict[str, bool]]] = {}
     for seed in SEEDS:
         for config in load_study(CONFIG, [f"study=quickstart_seed{seed}", f"seed={seed}", *overrides]):
-            path, run = execute(config), config.name.split("/")[-1]
-            found: Found = json.loads((path / "results.json").read_text(encoding="utf-8"))
-            (HERE / "results" / f"{run}_seed{seed}.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            run = config.name.split("/")[-1]
+            kept = HERE / "results" / f"{run}_seed{seed}.json"
+            if not kept.exists():
+                results = (execute(config, go_on=True) / "results.json").read_text(encoding="utf-8")
+                kept.write_text(json.dumps(json.loads(results), indent=1) + "\n", encoding="utf-8")
+            found: Found = json.loads(kept.read_text(encoding="utf-8"))
             verdicts.setdefault(f"seed {seed}", {})[run] = checks(run, found)
             lines.append(f"| {seed} | {run} | " + " | ".join(cell(found.get(key)) for key in SHOWN.values()) + " |")
     flat = [(s, run, name, ok) for s, runs in verdicts.items() for run, named in runs.items() for name, ok in named.items()]
