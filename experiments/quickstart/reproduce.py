@@ -2,7 +2,8 @@
 
     python experiments/quickstart/reproduce.py [key=value ...]
 
-Takes the overrides of ``unlearn run``. A run whose file is in results/ is kept; delete the file to make it again. Exit status 1 when a criterion is missed.
+Takes the overrides of ``unlearn run``. A run whose file is in results/ is kept; delete the file to make it again. Exit status 1 when a
+criterion is missed.
 """
 
 from __future__ import annotations
