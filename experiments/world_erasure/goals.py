@@ -56,7 +56,7 @@ GOALS = [
     Goal("C2ST in its null, share of the places", _key("latent/c2st_inside"), False, 0.85),
     *(Goal(f"{name} beyond control".replace("_", " "), _beyond(name), True, 0.05) for name in TRAINED),
     *(Goal(f"{name} beyond control".replace("_", " "), _beyond(name), True, 0.10) for name in OTHERS),
-    *(Goal(name, _key(f"attack/{name}_accuracy"), True, 0.05) for name in ("steer", "patch")),
+    *(Goal(name, _key(f"attack/{name}_accuracy"), True, 0.05, digits=3) for name in ("steer", "patch")),
     *(Goal(name.replace("_", " "), _key(f"attack/{name}_accuracy"), True, 0.05) for name in ("quantise_int8", "quantise_int4")),
 ]
 

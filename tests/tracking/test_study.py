@@ -74,6 +74,28 @@ def test_the_experiment_says_what_it_holds_unless_somebody_has(tracking, tmp_pat
     assert (tags["mlflow.experimentKind"], tags["mlflow.note.content"]) == ("finetuning", "my words")
 
 
+@pytest.mark.parametrize("written", [True, False])
+def test_another_process_may_say_it_at_the_same_moment(tracking, tmp_path, monkeypatch, recwarn, written):
+    """As PostgreSQL does it: the second of two equal tags is refused, the first one is there."""
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    write = MlflowClient.set_experiment_tag
+
+    def refused(self, *tag):
+        if written:
+            write(self, *tag)
+        raise MlflowException("duplicate key value violates unique constraint")
+
+    monkeypatch.setattr(MlflowClient, "set_experiment_tag", refused)
+    tracker = make_mlflow_logger(tracking, "alone", {})
+    tracker.finalize("finished")
+    said = [str(warning.message) for warning in recwarn if "MLflow store" in str(warning.message)]
+    assert bool(said) == (not written)
+    if written:
+        assert client(tracking.uri).get_experiment_by_name("studies").tags["mlflow.experimentKind"] == "custom_model_development"
+
+
 @pytest.mark.filterwarnings("ignore:The MLflow store")
 def test_a_store_that_is_away_has_no_studies(tmp_path):
     away = TrackingConfig(uri=f"http://127.0.0.1:{free_port()}")

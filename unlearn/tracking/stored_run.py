@@ -125,7 +125,18 @@ class StoredRun:
         if tags.get(KIND, INFERRED).endswith(INFERRED):
             for key, value in EXPERIMENT.items():
                 if key == KIND or key not in tags:
-                    inner.experiment.set_experiment_tag(inner.experiment_id, key, value)
+                    self._tag_experiment(inner, key, value)
+
+    @staticmethod
+    def _tag_experiment(inner: MLFlowLogger, key: str, value: str) -> None:
+        """Set a tag of the experiment; a process that sets the same one at the same moment may make a database refuse the second."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            inner.experiment.set_experiment_tag(inner.experiment_id, key, value)
+        except MlflowException:
+            if inner.experiment.get_experiment(inner.experiment_id).tags.get(key) != value:
+                raise
 
     def _begin(self) -> MLFlowLogger:
         """A new run; tried again when another process has made the experiment a moment ago."""
