@@ -20,8 +20,9 @@ Found = Mapping[Cell, Mapping[str, float]]
 
 RESAMPLES = 2000
 GOLD = {"marker": "*", "color": PALETTE["run-2"]}
-LOOKS = [i for i in range(28) if run_style(i)["color"] != GOLD["color"]]
-"""Numbers of the other looks."""
+COLOURS = list(dict.fromkeys(colour for i in range(28) if (colour := run_style(i)["color"]) != GOLD["color"]))
+MARKERS = "osD^vP<X>phdH"
+"""Colours and markers of the others; each setting has a pair of its own."""
 
 
 def averaged(values: Sequence[float]) -> tuple[float, float, float]:
@@ -65,7 +66,7 @@ def draw(found: Found, folder: Path) -> list[Path]:
 
     paths = []
     with house_style():
-        for name, size, panels in (("frontier", (9.6, 4.6), 2), ("attacks", (6.4, 6.0), 1), ("scale", (9.6, 4.2), 2)):
+        for name, size, panels in (("frontier", (11.6, 4.8), 2), ("attacks", (6.4, 6.0), 1), ("scale", (9.6, 4.2), 2)):
             figure = Figure(figsize=size, layout="constrained")
             axes = figure.subplots(1, panels, squeeze=False)[0]
             {"frontier": frontier, "attacks": attacks, "scale": scale}[name](axes, found)
@@ -109,7 +110,7 @@ def frontier(axes: Sequence[Axes], found: Found) -> None:
         for i, (where, setting, results) in enumerate(groups):
             pairs = [(r[key], w) for r in results if key in r and (w := worst(r)) is not None]
             if pairs:
-                look = GOLD if setting == "gold" else run_style(LOOKS[i % len(LOOKS)])
+                look = GOLD if setting == "gold" else {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
                 _point(ax, *zip(*pairs, strict=True), f"{setting}, {where}" + (f" ({len(pairs)})" if len(pairs) > 1 else ""), look)
         beside = [w for r in found.values() if (w := worst(gold_of(r))) is not None]
         if beside:
@@ -120,7 +121,9 @@ def frontier(axes: Sequence[Axes], found: Found) -> None:
     axes[1].set_xlim(left=0.0)
     axes[0].set_title("What is kept, what comes back")
     axes[1].set_title("What it costs")
-    axes[1].legend(frameon=False, fontsize=8, loc="best")
+    both = [ax.get_legend_handles_labels() for ax in axes]
+    named = {label: handle for handles, labels in both for handle, label in zip(handles, labels, strict=True)}
+    axes[0].get_figure().legend(named.values(), named.keys(), frameon=False, fontsize=8, loc="outside right upper")
 
 
 def attacks(axes: Sequence[Axes], found: Found) -> None:
