@@ -77,6 +77,17 @@ def test_quantile_distance_pulls_from_both_sides_and_leaves_the_spread() -> None
     assert quantile_distance(wanted[:0], wanted[:0]).item() == 0
 
 
+def test_quantile_distance_within_kinds_is_the_mean_of_the_kinds_weighted_by_their_size() -> None:
+    rng = np.random.default_rng(1)
+    x, y, kind = rng.normal(0, 3, 12), rng.normal(1, 2, 12), np.array([2, 0, 1, 2, 2, 0, 1, 1, 2, 2, 0, 2])
+    within = quantile_distance(torch.tensor(x), torch.tensor(y), torch.tensor(kind), slack=1e-9)
+    parts = [(kind == k).mean() * scipy.stats.wasserstein_distance(x[kind == k], y[kind == k]) for k in range(3)]
+    assert within.item() == pytest.approx(sum(parts), rel=1e-6)
+    crossed, wanted, two = torch.tensor([-2.0, -2.0, 2.0, 2.0]), torch.tensor([2.0, 2.0, -2.0, -2.0]), torch.tensor([0, 0, 1, 1])
+    assert quantile_distance(crossed, wanted).item() == 0, "one kind too low makes up for the other too high"
+    assert quantile_distance(crossed, wanted, two).item() == pytest.approx(3.5)
+
+
 def test_the_cap_works_from_one_side_only() -> None:
     x = torch.tensor([-9.0, 0.5, 2.0], requires_grad=True)
     excess(x, 0.5).backward()

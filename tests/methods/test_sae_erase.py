@@ -126,6 +126,37 @@ def test_terms_of_the_targets_by_hand(made: Toy) -> None:
     assert terms["share"].item() == pytest.approx(quantile_distance(own, torch.tensor([wanted])).item(), rel=1e-4)
 
 
+def test_shares_are_matched_within_kinds(made: Toy) -> None:
+    """Rows of two kinds by hand: one kind's values stand where the other's should. At the adversary's weights too."""
+    lm, method = made.ready("sae_erase", patch_share=0.0)
+    with torch.no_grad():
+        for p in trained_weights(lm).values():
+            p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+    method.step, batch = 2, made.batch()["forget"]
+    ids = [int(i) for i in batch.row_id_B[method.targets.has(batch)]]
+    score = method.targets.score(lm, [method.targets.tokens[i] for i in ids])
+    rising = [ids[n] for n in score.argsort()]
+    method.kinds = {i: n % 2 for n, i in enumerate(method.relearner.rows)} | {i: int(n >= len(ids) // 2) for n, i in enumerate(rising)}
+    crossed = dict(zip(rising, score.detach().sort(descending=True).values.tolist(), strict=True))
+    method.targets.scores |= {i: [value] * len(method.targets.scores[i]) for i, value in crossed.items()}
+
+    def by_hand(score_N: torch.Tensor, wanted_N: torch.Tensor, row_ids: list[int]) -> torch.Tensor:
+        groups = [torch.tensor([n for n, i in enumerate(row_ids) if method.kinds[i] == kind]) for kind in (0, 1)]
+        return sum(len(group) / len(row_ids) * quantile_distance(score_N[group], wanted_N[group]) for group in groups if len(group))
+
+    wanted = torch.tensor([crossed[i] for i in ids])
+    expected = by_hand(score, wanted, ids)
+    assert forgotten(lm, method, batch)["share"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert expected > 0.1
+    assert quantile_distance(score, wanted).item() == pytest.approx(0, abs=1e-6), "over all of them nothing is wrong"
+    asked = method.relearner.questions(2)
+    score = method.targets.score(lm, [method.relearner.tokens[i] for i in asked])
+    strangers = [method.targets.strangers[i][method.targets.stranger(i, 2)] for i in asked]
+    assert method._got_out(lm).item() == pytest.approx(by_hand(score, method.targets.score(lm, strangers), asked).item(), rel=1e-4)
+    _, pooled = made.ready("sae_erase", share_within="all")
+    assert set(pooled.kinds.values()) == {0}
+
+
 def test_the_gradient_at_the_adversary_s_weights_is_added(made: Toy) -> None:
     lm, method = made.ready("sae_erase", meta_weight=2.0, patch_share=0.0)
     method.before_step(lm, 0, 10)

@@ -69,7 +69,7 @@ def standing(score_NV: Tensor, class_N: Tensor, has_NV: Tensor) -> Tensor:
     return apart_NV.gather(1, class_N[:, None])[:, 0] / spread_N
 
 
-def quantile_distance(x_N: Tensor, y_N: Tensor, slack: float = 1.0) -> Tensor:
+def quantile_distance(x_N: Tensor, y_N: Tensor, kind_N: Tensor | None = None, slack: float = 1.0) -> Tensor:
     """Distance of two samples of equal size on a line: the mean Huber loss between their order statistics, a scalar >= 0.
 
     Without the rounding below ``slack`` it is the Wasserstein-1 distance. 0 exactly where the samples are equal up to order: values too low
@@ -77,16 +77,25 @@ def quantile_distance(x_N: Tensor, y_N: Tensor, slack: float = 1.0) -> Tensor:
 
     >>> quantile_distance(torch.tensor([0.0, 5.0]), torch.tensor([5.0, 2.0]))  # |0 - 2| - 1/2 and 0
     tensor(0.7500)
+    >>> quantile_distance(torch.tensor([0.0, 5.0]), torch.tensor([5.0, 2.0]), torch.tensor([0, 1]))  # |0 - 5| - 1/2 and |5 - 2| - 1/2
+    tensor(3.5000)
 
     Args:
         x_N: one sample.
         y_N: the other.
+        kind_N: order statistics are taken within each kind, so that one kind's values too low do not make up for another's too high; None
+            for one kind. Element n of both samples is of this kind.
         slack: difference below which the loss is quadratic, > 0.
     """
     x_N, y_N = upcast(x_N), upcast(y_N)
     if not len(x_N):
         return x_N.sum()
-    return F.smooth_l1_loss(x_N.sort().values, y_N.sort().values, beta=slack)
+
+    def ordered(z_N: Tensor) -> Tensor:
+        order_N = z_N.argsort()
+        return z_N[order_N if kind_N is None else order_N[kind_N[order_N].argsort(stable=True)]]
+
+    return F.smooth_l1_loss(ordered(x_N), ordered(y_N), beta=slack)
 
 
 def excess(x_N: Tensor, most: float) -> Tensor:

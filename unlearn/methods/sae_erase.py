@@ -9,7 +9,8 @@ steps of fine-tuning on some of them. This method adds to its distribution match
   same name had it never met it (``unlearn.methods.counterfactual``): KL(p || q) and relative squared distance at every block, on the
   tokens from the name's last on;
 - ``share_weight``: how likely the true value is among the values of its attribute, matched from both sides to what it is for unknown
-  names; a cap would push it below chance, where an auditor could read that something was forgotten;
+  names; a cap would push it below chance, where an auditor could read that something was forgotten. Questions are matched with questions
+  and statements with statements (``share_within: kind``): over all rows, one kind's values too low make up for another's too high;
 - ``meta_weight``: first-order meta-relearning, after TAR (arXiv 2408.00761). An adversary with weights of its own
   (``unlearn.methods.adversary``) relearns some facts of the targets over ``adversary_life`` steps; at its weights the other facts' share
   is matched to that of unknown names asked by the same adversary (``meta_loss: match``), or capped (``cap``), and the gradient is added
@@ -96,6 +97,8 @@ class SAEErase(SAEGuided):
             raise ValueError("sae_erase needs rows in its context")
         self.data: EntityData = context.data
         self.reader: Reader = context.reader
+        kinds = sorted({row.kind for row in self.data.streams["forget"]} if config.share_within == "kind" else ())
+        self.kinds = {row.row_id: kinds.index(row.kind) if kinds else 0 for row in self.data.streams["forget"]}
         self.step = 0
         self.left = 0
         self.targets: Counterfactual | None = None
@@ -181,7 +184,11 @@ class SAEErase(SAEGuided):
             return excess(score_N, -self.config.cap_margin)
         with torch.no_grad():
             strangers_N = targets.score(lm, [targets.strangers[i][targets.stranger(i, self.step)] for i in asked])
-        return quantile_distance(score_N, strangers_N)
+        return quantile_distance(score_N, strangers_N, self._kinds(asked, score_N))
+
+    def _kinds(self, row_ids: Sequence[int], like_N: Tensor) -> Tensor:
+        """Numbers of the kinds of some forget rows, [N]; 0 where shares are matched over all of them."""
+        return like_N.new_tensor([self.kinds[i] for i in row_ids])
 
     def _patched(self, rng: random.Random) -> Sequence[int]:
         """Blocks at which the original model's codes are put back."""
@@ -233,7 +240,8 @@ class SAEErase(SAEGuided):
         ids = [int(i) for i in batch.row_id_B[place_N].tolist()]
         score_N = targets.share.of(answers.logits_AV, answers.targets_A, answers.row_A, ids)
         wanted = [targets.scores[i][targets.stranger(i, self.step)] for i in ids]
-        return quantile_distance(rows.all(score_N), rows.all(torch.tensor(wanted, dtype=score_N.dtype, device=score_N.device)))
+        wanted_N, kind_N = score_N.new_tensor(wanted), self._kinds(ids, score_N)
+        return quantile_distance(rows.all(score_N), rows.all(wanted_N), rows.all(kind_N))
 
     def loss(self, lm: PreTrainedModel, batch: Mapping[str, TokenBatch]) -> LossTerms:
         """Terms: those of ``forgotten``, ``relearned``, ``retain_kl``, ``retain_hidden``, ``replay``, ``virtual``; see the file's head."""

@@ -21,8 +21,10 @@ class SAEEraseConfig(SAEGuidedConfig, AdversaryConfig):
     """weight of the divergence from what is said after names never met, >= 0"""
     hidden_weight: float = 1.0
     """weight of the distance to the codes of names never met, >= 0"""
-    share_weight: float = 0.2
+    share_weight: float = 1.0
     """weight of the distance between the true values' shares and those that they have for unknown names, >= 0"""
+    share_within: str = "kind"
+    """where shares are matched: within each kind of row (questions, statements, ...), or over all of them"""
     meta_weight: float = 4.0
     """weight of what the adversary gets out, >= 0"""
     meta_every: int = 1
@@ -41,7 +43,7 @@ class SAEEraseConfig(SAEGuidedConfig, AdversaryConfig):
     """share of those steps in which the adversary also has the original model's codes of the targets put back at a block, in [0, 1]"""
     patch_blocks: str = "up"
     """where they are put back: up (at a block drawn in each step, in half of the steps at all from there to the last but one) or one"""
-    patch_weight: float = 0.5
+    patch_weight: float = 1.0
     """weight of the same distance at the model's own weights, with the original model's codes of the targets put back, >= 0"""
     readout_weight: float = 0.0
     """weight of what the original model's linear probes read off the targets' activations beyond what they read off unknown names, >= 0"""
@@ -57,6 +59,8 @@ class SAEEraseConfig(SAEGuidedConfig, AdversaryConfig):
     """weight of virtual known entities, beside retain_kl and retain_hidden, >= 0"""
     virtual_rows: int = 8
     """virtual known entities in a step, >= 1"""
+    adversary_rows: int = 16
+    """most rows of a step of the adversary, and most of those that it is asked, >= 1"""
     adversary_life: list[int] = field(default_factory=lambda: [8, 50])
     """times that an adversary trains before another begins: the least and the most, >= 1"""
 
@@ -64,6 +68,7 @@ class SAEEraseConfig(SAEGuidedConfig, AdversaryConfig):
         SAEGuidedConfig.__post_init__(self)
         AdversaryConfig.__post_init__(self)
         one_of(self.meta_loss, ("match", "cap"), "method.meta_loss")
+        one_of(self.share_within, ("kind", "all"), "method.share_within")
         for name in (
             "output_weight",
             "hidden_weight",
