@@ -7,7 +7,7 @@ JOBS   ?= 2
 TEST   := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=25
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-fast lint types bench docs-check docs check clean
+.PHONY: help install quickstart test test-fast test-gpu lint types bench docs-check docs check clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /|/' | awk -F'|' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ test: $(READY)  ## every test, in JOBS processes
 
 test-fast: $(READY)  ## tests that take under three minutes together
 	$(TEST) -m 'not slow'
+
+test-gpu: $(READY)  ## tests for a machine with a CUDA device, in JOBS processes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/gpu
 
 lint: $(READY)  ## ruff
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -25,6 +25,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background jo
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+collect_ignore = ["gpu"]
+"""Tests that need a CUDA device; `make test-gpu` names them."""
+
 gc.disable()
 """While tests are collected: what is imported stays, and looking through it again and again takes a fifth of the time."""
 

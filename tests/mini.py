@@ -57,8 +57,8 @@ def spread_blocks(lm: torch.nn.Module) -> None:
             block.mlp.down_proj.weight.copy_(torch.randn(32, 3, generator=generator) @ torch.randn(3, 64, generator=generator))
 
 
-def make_mini(folder: Path) -> dict[str, object]:
-    """Write model/, sae/ and rows.jsonl to ``folder``; returns a configuration that uses them."""
+def make_mini(folder: Path, *, tracked: bool = True) -> dict[str, object]:
+    """Write model/, sae/ and rows.jsonl to ``folder``; returns a configuration that uses them, with a new MLflow store if ``tracked``."""
     lm = tiny_llama(layers=4, seed=5)
     spread_blocks(lm)
     lm.save_pretrained(folder / "model")
@@ -83,7 +83,7 @@ def make_mini(folder: Path) -> dict[str, object]:
         "optim": {"steps": 6, "lr": 1.0e-3},
         "trainer": {"accelerator": "cpu", "devices": "1", "progress_bar": False},
         "evaluation": {"bootstrap": 20, "permutations": 9, "null_draws": 3, "max_new_tokens": 4, "every": 2, "samples": 4},
-        "tracking": {"uri": new_store(folder / "mlflow.db")},
+        "tracking": {"uri": new_store(folder / "mlflow.db")} if tracked else {"enabled": False},
     }
 
 

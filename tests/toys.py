@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from unlearn.functional.tokens import token_mean, token_nll
 from unlearn.latents.banks import Banks, build_banks
 from unlearn.latents.selection import Selection, select_latents
 from unlearn.methods.base import Method, MethodContext
+from unlearn.models.decoder import device_of
 from unlearn.models.forward import forward
 from unlearn.models.reference import ReferenceStore
 from unlearn.models.sae import FrozenSAE
@@ -99,7 +100,13 @@ class Toy:
 
     def batch(self, n: int = 4) -> dict[str, TokenBatch]:
         """The first ``n`` rows of every stream."""
-        return {s: next(iter(batches(self.datamodule.streams[s][:n], n, self.datamodule.pad_id)))[1] for s in STREAMS}
+        made = {s: next(iter(batches(self.datamodule.streams[s][:n], n, self.datamodule.pad_id)))[1] for s in STREAMS}
+        return {s: TokenBatch(*(t.to(device_of(self.lm)) for t in batch)) for s, batch in made.items()}
+
+    def on(self, device: str) -> Toy:
+        """The same on another device, as a run has it there: the model and the SAE move, rows and banks stay on the CPU."""
+        lm = copy.deepcopy(self.lm).to(device)
+        return replace(self, lm=lm, sae=copy.deepcopy(self.sae).to(device), reference=ReferenceStore(lm, self.reference.path))
 
     def context(self, **changes: Any) -> MethodContext:
         given = {
@@ -111,7 +118,7 @@ class Toy:
             "reference": self.reference,
             "data": self.data,
             "reader": self.reader(),
-            "gold": lambda: tiny_llama(seed=99),
+            "gold": lambda: tiny_llama(seed=99).to(device_of(self.lm)),
         }
         return MethodContext(**{**given, **changes})
 
@@ -147,7 +154,7 @@ class Toy:
         """The method with everything it declares that it needs, and nothing else; not set up yet."""
         cls = find("method", name).load()
         settings = cls.Config(name=name, **config)
-        return cls(settings, self.context().only(cls.required(settings)))
+        return cls(settings, self.context().only(cls.required(settings))).to(device_of(self.lm))
 
     def ready(self, name: str, dtype: torch.dtype | None = None, model: ModelConfig | None = None, **config: Any) -> tuple[Any, Method]:
         """A copy of the language model with the weights freed that a run would train, and the method, set up on it."""
@@ -155,7 +162,7 @@ class Toy:
         method = self.method(name, **config)
         lm, _ = select_weights(lm, method, model or ModelConfig())
         method.setup(lm)
-        return lm, method
+        return lm, method.to(device_of(lm))
 
     def trained(self, name: str, steps: int = 5, lr: float = 1e-3, **config: Any) -> tuple[Any, Method]:
         """``ready``, then the whole life of a run: steps on one batch, the finish and what is installed."""

@@ -111,7 +111,7 @@ def _sizes(case: Case) -> dict[str, Any]:
     return {s: Size(rows=case.rows, tokens=case.tokens, answer=case.answer) for s in ("forget", "retain", "known", "unknown")}
 
 
-def estimated(case: Case) -> Any:
+def estimated(case: Case, on_gpu: bool = False) -> Any:
     """``unlearn.estimate.memory.estimate`` of a case."""
     from unlearn.estimate.memory import estimate
     from unlearn.estimate.stand_in import Size, blank_sae
@@ -120,11 +120,11 @@ def estimated(case: Case) -> Any:
     layer = lm_config.num_hidden_layers // 2
     sae = None if case.sae is None else blank_sae(lm_config.hidden_size, case.sae[1], case.sae[0], layer)
     size = Size(rows=0, tokens=case.tokens, answer=case.answer)
-    return estimate(configuration(case), lm_config, sae=sae, world=case.world, size=size)
+    return estimate(configuration(case), lm_config, sae=sae, world=case.world, on_gpu=on_gpu, size=size)
 
 
-def _objects(case: Case, folder: Path) -> tuple[Any, dict[str, Any]]:
-    """The module of a case, with real (random) weights, banks and references, and its batches."""
+def objects(case: Case, folder: Path, device: str = "cpu") -> tuple[Any, dict[str, Any]]:
+    """The module of a case on ``device``, with real (random) weights, banks and references, and its batches."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -140,16 +140,17 @@ def _objects(case: Case, folder: Path) -> tuple[Any, dict[str, Any]]:
 
     config, lm_config = configuration(case), model_config(case.model, **case.model_options)
     torch.manual_seed(0)
-    lm = AutoModelForCausalLM.from_config(lm_config, dtype=getattr(torch, config.model.dtype)).requires_grad_(False).eval()
+    with torch.device(device):
+        lm = AutoModelForCausalLM.from_config(lm_config, dtype=getattr(torch, config.model.dtype)).requires_grad_(False).eval()
     data = data_of(_sizes(case))
     reader = reader_of(512, case.rows)
-    batches = batches_of(data, reader)
+    batches = {s: type(batch)(*(t.to(device) for t in batch)) for s, batch in batches_of(data, reader).items()}
     layer, sae, banks, selection = lm_config.num_hidden_layers // 2, None, None, None
     if case.sae is not None:
         shape = blank_sae(lm_config.hidden_size, case.sae[1], case.sae[0], layer)
-        made = shape.sae.to_empty(device="cpu")
+        made = shape.sae.to_empty(device=device)
         for parameter in made.parameters():
-            parameter.data = 0.05 * torch.randn(parameter.shape)
+            parameter.data = 0.05 * torch.randn(parameter.shape, device=device)
         sae = FrozenSAE(made, layer)
         sides = [[batches[s]] for s in ("known", "unknown", "forget")]
         banks = build_banks(lm, *sides, sae)  # type: ignore[arg-type]
@@ -161,9 +162,10 @@ def _objects(case: Case, folder: Path) -> tuple[Any, dict[str, Any]]:
         n_blocks=lm_config.num_hidden_layers, hook_layer=layer, sae=sae, banks=banks, selection=selection,
         reference=reference, data=data, reader=reader, seed=config.seed,
     )  # fmt: skip
-    method = cls(config.method, context.only(cls.required(config.method)))
+    method = cls(config.method, context.only(cls.required(config.method))).to(device)
     lm, _ = select_weights(lm, method, config.model)
     method.setup(lm)
+    method.to(device)
     return UnlearningModule(lm, method, config.optim), batches
 
 
@@ -191,7 +193,7 @@ def measured(case: Case, folder: Path, steps: int = STEPS) -> dict[str, Any]:
     memory = PeakMemory()
     memory.settle()
     memory.start()
-    module, batches = _objects(case, folder)
+    module, batches = objects(case, folder)
     memory.settle()
     config = configuration(case)
     sae = [module.method.context.sae.sae] if module.method.context.sae is not None else []

@@ -38,6 +38,7 @@ from unlearn.functional.ranks import mean
 from unlearn.launch import make_trainer, trainer_settings
 from unlearn.methods.gradient_ascent import GradientAscent, GradientAscentConfig
 from unlearn.models.capture import capture
+from unlearn.models.decoder import device_of
 from unlearn.module import UnlearningModule
 from unlearn.registry import entries, find
 from unlearn.run import execute
@@ -160,12 +161,14 @@ def uneven_data() -> EntityData:
 
 
 class Watch(pl.Callback):
-    """Keeps the logged terms and the rows of every micro-batch, and the length of the gradient of every step."""
+    """Keeps the logged terms and the rows of every micro-batch, and the length of the gradient of every step; brings the model to its final
+    form where a run does, and keeps the kinds of devices on which it then is."""
 
     def __init__(self) -> None:
         self.terms: list[dict[str, float]] = []
         self.rows: list[dict[str, list[int]]] = []
         self.gradients: list[float] = []
+        self.devices: list[str] = []
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, module: Any, optimizer: Any) -> None:
         found = [p.grad.norm() for p in module.parameters() if p.grad is not None]
@@ -176,34 +179,40 @@ class Watch(pl.Callback):
         self.terms.append({**logged, "train/loss": trainer.callback_metrics["train/loss"].item()})
         self.rows.append({stream: rows.row_id_B.tolist() for stream, rows in batch.items()})
 
+    def on_fit_end(self, trainer: pl.Trainer, module: Any) -> None:
+        module.conclude()
+        self.devices = sorted({tensor.device.type for tensor in (*module.parameters(), *module.buffers())})
+
 
 def prepared(made: Toy, case: Case) -> tuple[UnlearningModule, UnlearningDataModule]:
     """What a Trainer needs for ``case``."""
     torch.manual_seed(0)
     method = Half(GradientAscentConfig(name="half"), made.context()) if case.method == "half" else made.method(case.method, **case.settings)
+    device = device_of(made.lm)
     lm, _ = select_weights(copy.deepcopy(made.lm), method, ModelConfig(trainable=case.trainable))
     method.setup(lm)
+    method.to(device)
     source = SourceConfig(source="jsonl", batch=BatchConfig(forget=4, retain=4, known=4, unknown=4))
     data = UnlearningDataModule(made.data, made.tokenizer, PromptFormat(), source, steps=STEPS, seed=SEED, accumulate=case.accumulate)
     data.active_streams = method.streams_of(method.config)
     return UnlearningModule(lm, method, OptimConfig(steps=STEPS, lr=LR)), data
 
 
-def train(made: Toy, case: Case, devices: int) -> dict[str, Any]:
-    """Train ``case``; what was logged and seen, the final weights, how far one of them moved at most, and the strategy."""
+def train(made: Toy, case: Case, devices: int, accelerator: str = "cpu") -> dict[str, Any]:
+    """Train ``case``; what was logged and seen, the weights before and after, how far one moved at most, the strategy, and the devices."""
     module, data = prepared(made, case)
     before, watch = module.final_state(), Watch()
     strategy = case.strategy if devices > 1 else "auto"
-    config = TrainerConfig(accelerator="cpu", devices=str(devices), strategy=strategy, accumulate=case.accumulate, progress_bar=False)
+    config = TrainerConfig(accelerator=accelerator, devices=str(devices), strategy=strategy, accumulate=case.accumulate, progress_bar=False)
     trainer = make_trainer(config, module.optim, [watch], [], trainer_settings(config), idle=module.method.leaves_idle())
     trainer.fit(module, datamodule=data)
-    module.conclude()
     after = module.final_state()
     chosen = type(trainer.strategy).__name__
     if getattr(trainer.strategy, "_ddp_kwargs", {}).get("find_unused_parameters"):
         chosen += ", find_unused_parameters"
     moved = max((after[name] - before[name]).abs().max().item() for name in after)
-    return {"terms": watch.terms, "gradients": watch.gradients, "rows": watch.rows, "weights": after, "moved": moved, "strategy": chosen}
+    seen = {"terms": watch.terms, "gradients": watch.gradients, "rows": watch.rows, "devices": watch.devices}
+    return {**seen, "before": before, "weights": after, "moved": moved, "strategy": chosen}
 
 
 def attempt(made: Toy, case: Case, devices: int) -> dict[str, Any]:

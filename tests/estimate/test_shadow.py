@@ -78,6 +78,14 @@ def test_fused_attention_keeps_no_square_matrix() -> None:
     assert 0 < shadow.peak < square / 2
 
 
+def test_heads_that_share_keys_are_counted_each() -> None:
+    """Scores and means of 8 heads of width 16, 4 of which share a key: 2 x 8 x (64 x 16 x 64 + 64 x 64 x 16) FLOPs."""
+    query, key = torch.empty(1, 8, 64, 16, device="meta"), torch.empty(1, 2, 64, 16, device="meta")
+    with Kernels(), Shadow() as shadow:
+        torch.nn.functional.scaled_dot_product_attention(query, key, key, is_causal=True, enable_gqa=True)
+    assert sum(flops * n for (flops, _), n in shadow.work.items()) == 2 * 8 * 2 * 64 * 64 * 16
+
+
 @pytest.mark.parametrize(("enabled", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_mixed_precision_computes_products_in_the_lower_one(enabled: bool, dtype: torch.dtype) -> None:
     kernels = Kernels(torch.bfloat16)

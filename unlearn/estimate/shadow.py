@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
-from torch.utils.flop_counter import flop_registry, sdpa_flop_count
+from torch.utils.flop_counter import flop_registry
 
 aten = torch.ops.aten
 META, CPU = torch.device("meta"), torch.device("cpu")
@@ -203,11 +203,13 @@ class Shadow(TorchDispatchMode):
 
 
 def _attention_flops(query: Any, key: Any, value: Any, *args: Any, out_val: Any = None, **kwargs: Any) -> int:
-    return int(sdpa_flop_count(query.shape, key.shape, value.shape))
+    """Two matrix products for each head of ``query``, several of which may share one of ``key`` and ``value``."""
+    rows, heads, length, width = query.shape
+    return int(2 * rows * heads * length * key.shape[-2] * (width + value.shape[-1]))
 
 
 def _attention_backward_flops(grad: Any, query: Any, key: Any, value: Any, *args: Any, out_val: Any = None, **kwargs: Any) -> int:
-    return int(2.5 * sdpa_flop_count(query.shape, key.shape, value.shape))
+    return int(2.5 * _attention_flops(query, key, value))
 
 
 flop_registry.setdefault(aten._scaled_dot_product_flash_attention_for_cpu, _attention_flops)
