@@ -32,7 +32,7 @@ STEPS, WARM = 12, 4
 GIB = 2**30
 GPU_GB = 85.0
 SMALL = [
-    "data.split=forget01", "data.eval_rows=16", "data.unknown_names=40", "data.heldout_names=20",
+    "data.split=forget01", "data.eval_rows=16", "data.unknown_names=12", "data.heldout_names=6",
     "evaluation.max_new_tokens=24", "evaluation.every=0", f"optim.steps={STEPS}", "optim.warmup_steps=2",
     "sae.check_hook=false", "tracking.enabled=false", "trainer.progress_bar=false", "trainer.devices=1",
     f"trainer.accelerator={'cpu' if TINY else 'gpu'}",

@@ -7,16 +7,18 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
+import pytest
 import torch
 
 from tests.toys import LAYER, toy
 from unlearn.callbacks.collapse import CollapseMonitor
-from unlearn.callbacks.cost import Cost
+from unlearn.callbacks.cost import Cost, PeakMemory
 from unlearn.callbacks.evaluation import Evaluation, sample_rows
 from unlearn.callbacks.latent import LatentDistance
 from unlearn.config.schema import OptimConfig, TrainerConfig
 from unlearn.launch import make_trainer, trainer_settings
 from unlearn.models.decoder import blocks_of
+from unlearn.models.forward import gpus_at_work
 from unlearn.module import UnlearningModule
 from unlearn.tracking.logger import RunDirLogger
 from unlearn.tracking.rundir import RunDirectory
@@ -98,3 +100,16 @@ def test_sample_prompts_are_fixed_and_half_from_the_target() -> None:
     assert picked == sample_rows(made, 8)  # type: ignore[arg-type]
     assert [name for name, _ in picked] == ["forget_paraphrased"] * 4 + ["retain"] * 2 + ["unknown"] * 2
     assert [i for name, i in picked if name == "forget_paraphrased"] == [0, 16, 33, 49]
+
+
+def test_a_run_on_the_cpu_of_a_machine_with_a_gpu_measures_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU, which such a run does not use, is neither asked nor started."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in ("synchronize", "reset_peak_memory_stats", "memory_allocated", "max_memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda: pytest.fail("the GPU was asked"))
+    memory = PeakMemory(cuda=False)
+    memory.start()
+    memory.wait()
+    assert memory.stop() > 1.0
+    assert PeakMemory().cuda
+    assert list(gpus_at_work()) == []

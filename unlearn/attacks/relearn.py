@@ -26,6 +26,7 @@ from unlearn.attacks.facts import Facts, splits
 from unlearn.attacks.finetune import fine_tune, with_lora
 from unlearn.config.checks import check
 from unlearn.data.tokenize import TokenRow, text_rows
+from unlearn.models.forward import gpus_at_work
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -159,7 +160,7 @@ class Relearn(Attack):
 
     def _train(self, context: AttackContext, lesson: Lesson, lr: float, n: int) -> Iterator[tuple[int, Any]]:
         """The student after every number of steps."""
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with torch.random.fork_rng(devices=gpus_at_work()):
             torch.manual_seed(context.seed)
             lm = self.student(context)
         settings = {"lr": lr, "at": self.config.steps, "batch_size": self.config.batch_size, "seed": context.seed + n}

@@ -29,8 +29,15 @@ class PeakMemory:
     process so far, and ``exact`` is False.
     """
 
-    def __init__(self) -> None:
-        self.exact = torch.cuda.is_available() or self._set_back()
+    def __init__(self, cuda: bool | None = None) -> None:
+        """Choose what is looked at.
+
+        Args:
+            cuda: the current GPU (True) or this process (False), which may compute on the CPU of a machine that has one; None for the GPU
+                where there is one.
+        """
+        self.cuda = torch.cuda.is_available() if cuda is None else cuda
+        self.exact = self.cuda or self._set_back()
         self.before = 0.0
 
     @staticmethod
@@ -55,9 +62,14 @@ class PeakMemory:
         with contextlib.suppress(OSError, AttributeError):  # glibc only
             ctypes.CDLL("libc.so.6").malloc_trim(0)
 
+    def wait(self) -> None:
+        """Wait until the GPU has done what it was given, so that a clock can be read."""
+        if self.cuda:
+            torch.cuda.synchronize()
+
     def start(self) -> None:
         """Begin a stretch."""
-        if torch.cuda.is_available():
+        if self.cuda:
             torch.cuda.reset_peak_memory_stats()
             self.before = torch.cuda.memory_allocated() / MIB
             return
@@ -66,7 +78,7 @@ class PeakMemory:
 
     def stop(self) -> float:
         """Peak since ``start`` in MiB."""
-        if torch.cuda.is_available():
+        if self.cuda:
             peak = torch.cuda.max_memory_allocated() / MIB
         elif STATUS.exists():
             peak = self._resident("VmHWM")
@@ -103,7 +115,8 @@ class Cost(Callback):
         self.peaks, self.tokens = list(state_dict["peaks"]), int(state_dict["tokens"])
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """See what is in memory before the first step."""
+        """See what is in memory before the first step, of the device that computes."""
+        self.memory = PeakMemory(trainer.strategy.root_device.type == "cuda")
         self.memory.settle()
         self.memory.start()
         self.idle = self.memory.before
@@ -111,10 +124,12 @@ class Cost(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Mapping[str, TokenBatch], batch_idx: int) -> None:
         """Start the clocks."""
         self.memory.start()
+        self.memory.wait()
         self.started, self.cpu_started = time.perf_counter(), time.process_time()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Stop them."""
+        self.memory.wait()
         self.seconds.append(time.perf_counter() - self.started)
         self.cpu_seconds.append(time.process_time() - self.cpu_started)
         self.peaks.append(self.memory.stop())

@@ -118,13 +118,18 @@ def _generate_batch(base: Any, prompts: Sequence[Sequence[int]], pad_id: int, co
     return output[:, longest:].tolist()
 
 
+def gpus_at_work() -> range:
+    """Numbers of the GPUs whose random state a process has; none while it computes on the CPU only, which must not start one."""
+    return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
+
+
 @contextmanager
 def _drawing(temperature: float, seed: int) -> Iterator[dict[str, Any]]:
     """How the next token is chosen, as options of a ``GenerationConfig``; draws inside leave the global random state alone."""
     if not temperature:
         yield {"do_sample": False}
         return
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with torch.random.fork_rng(devices=gpus_at_work()):
         torch.manual_seed(seed)
         yield {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
 
