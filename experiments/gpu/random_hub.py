@@ -19,8 +19,8 @@ from tests.architectures.vocabularies import tokenizer_for
 from unlearn.estimate.public import public_config
 
 REVISION = "0" * 40
-TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 14, "vocab_size": 4096}
-"""In the place of the true sizes, to try the scripts out."""
+TINY = {"intermediate_size": 128, "num_hidden_layers": 14, "vocab_size": 4096, "head_dim": 8}
+"""In the place of the true sizes, to try the scripts out; the width of Gemma stays, which sae_lens knows."""
 
 
 def snapshot(cache: Path, repo: str) -> Path:
@@ -39,7 +39,7 @@ def write_model(cache: Path, repo: str, device: str, tiny: bool) -> Any:
 
     config = public_config(repo)
     if tiny:
-        config.update({**TINY, "head_dim": 8})
+        config.update({**TINY, **({"hidden_size": 64} if config.model_type == "llama" else {})})
         config.layer_types = None if getattr(config, "layer_types", None) is None else config.layer_types[: TINY["num_hidden_layers"]]
     tokenizer = tokenizer_for(config.model_type, chat=False)
     config.update({"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id})

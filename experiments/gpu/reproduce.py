@@ -191,8 +191,8 @@ def make(preset: str, space: Path) -> None:
     said = yaml.safe_load((ROOT / "configs" / "models" / f"{preset}.yaml").read_text(encoding="utf-8"))
     start = time.perf_counter()
     config = write_model(space / "hub", said["model"]["path"], "cpu" if TINY else "cuda", TINY)
-    latents = 16384 if preset.startswith("gemma") else 8 * 4096
-    write_sae(space / "hub", said["sae"]["release"], said["sae"]["sae_id"], config.hidden_size, 64 if TINY else latents)
+    latents = 16384 if preset.startswith("gemma") else 64 if TINY else 8 * 4096
+    write_sae(space / "hub", said["sae"]["release"], said["sae"]["sae_id"], config.hidden_size, latents)
     keep(f"{preset}-made", "seconds", time.perf_counter() - start)
 
 
