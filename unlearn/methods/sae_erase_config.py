@@ -21,7 +21,7 @@ class SAEEraseConfig(SAEGuidedConfig, AdversaryConfig):
     """weight of the divergence from what is said after names never met, >= 0"""
     hidden_weight: float = 1.0
     """weight of the distance to the codes of names never met, >= 0"""
-    share_weight: float = 1.0
+    share_weight: float = 0.2
     """weight of the distance between the true values' shares and those that they have for unknown names, >= 0"""
     share_within: str = "kind"
     """where shares are matched: within each kind of row (questions, statements, ...), or over all of them"""
@@ -43,7 +43,7 @@ class SAEEraseConfig(SAEGuidedConfig, AdversaryConfig):
     """share of those steps in which the adversary also has the original model's codes of the targets put back at a block, in [0, 1]"""
     patch_blocks: str = "up"
     """where they are put back: up (at a block drawn in each step, in half of the steps at all from there to the last but one) or one"""
-    patch_weight: float = 1.0
+    patch_weight: float = 0.5
     """weight of the same distance at the model's own weights, with the original model's codes of the targets put back, >= 0"""
     readout_weight: float = 0.0
     """weight of what the original model's linear probes read off the targets' activations beyond what they read off unknown names, >= 0"""
@@ -59,7 +59,7 @@ class SAEEraseConfig(SAEGuidedConfig, AdversaryConfig):
     """weight of virtual known entities, beside retain_kl and retain_hidden, >= 0"""
     virtual_rows: int = 8
     """virtual known entities in a step, >= 1"""
-    adversary_rows: int = 16
+    adversary_rows: int = 14
     """most rows of a step of the adversary, and most of those that it is asked, >= 1"""
     adversary_life: list[int] = field(default_factory=lambda: [8, 50])
     """times that an adversary trains before another begins: the least and the most, >= 1"""
