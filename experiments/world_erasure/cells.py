@@ -10,7 +10,7 @@ FRESH = tuple((seed, forget_set) for forget_set in (0, 1, 2) for seed in (1, 2, 
 MAIN = ("sae_erase", "gold")
 BESIDE = ("none", "grad_diff", "tar", "sae_distribution")
 ABLATIONS = ("no_sae", "no_output", "no_hidden", "no_share", "no_meta", "cap", "no_patch", "no_noise", "no_replay", "no_virtual", "every2")
-IDEAS = ("patch_one", "share_more", "lessons", "readout")
+IDEAS = ("patch_one", "share_more", "within", "lessons", "readout")
 """The setting before the last choice; a weight against what is left, terms that are off in ``sae_erase``, each by itself."""
 SCALE = ("targets1", "targets1_gold", "targets30", "targets30_gold", "large", "large_gold")
 """1 and 30 targets of 100; a world twice as large with a model of six blocks."""

@@ -9,8 +9,8 @@ steps of fine-tuning on some of them. This method adds to its distribution match
   same name had it never met it (``unlearn.methods.counterfactual``): KL(p || q) and relative squared distance at every block, on the
   tokens from the name's last on;
 - ``share_weight``: how likely the true value is among the values of its attribute, matched from both sides to what it is for unknown
-  names; a cap would push it below chance, where an auditor could read that something was forgotten. Questions are matched with questions
-  and statements with statements (``share_within: kind``): over all rows, one kind's values too low make up for another's too high;
+  names; a cap would push it below chance, where an auditor could read that something was forgotten. With ``share_within: kind`` questions
+  are matched with questions and statements with statements; over all rows, one kind's values too low make up for another's too high;
 - ``meta_weight``: first-order meta-relearning, after TAR (arXiv 2408.00761). An adversary with weights of its own
   (``unlearn.methods.adversary``) relearns some facts of the targets over ``adversary_life`` steps; at its weights the other facts' share
   is matched to that of unknown names asked by the same adversary (``meta_loss: match``), or capped (``cap``), and the gradient is added

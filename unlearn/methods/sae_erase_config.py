@@ -23,8 +23,8 @@ class SAEEraseConfig(SAEGuidedConfig, AdversaryConfig):
     """weight of the distance to the codes of names never met, >= 0"""
     share_weight: float = 0.2
     """weight of the distance between the true values' shares and those that they have for unknown names, >= 0"""
-    share_within: str = "kind"
-    """where shares are matched: within each kind of row (questions, statements, ...), or over all of them"""
+    share_within: str = "all"
+    """where shares are matched: over all rows, or within each kind (questions, statements, ...)"""
     meta_weight: float = 4.0
     """weight of what the adversary gets out, >= 0"""
     meta_every: int = 1
@@ -59,8 +59,6 @@ class SAEEraseConfig(SAEGuidedConfig, AdversaryConfig):
     """weight of virtual known entities, beside retain_kl and retain_hidden, >= 0"""
     virtual_rows: int = 8
     """virtual known entities in a step, >= 1"""
-    adversary_rows: int = 14
-    """most rows of a step of the adversary, and most of those that it is asked, >= 1"""
     adversary_life: list[int] = field(default_factory=lambda: [8, 50])
     """times that an adversary trains before another begins: the least and the most, >= 1"""
 
@@ -68,7 +66,7 @@ class SAEEraseConfig(SAEGuidedConfig, AdversaryConfig):
         SAEGuidedConfig.__post_init__(self)
         AdversaryConfig.__post_init__(self)
         one_of(self.meta_loss, ("match", "cap"), "method.meta_loss")
-        one_of(self.share_within, ("kind", "all"), "method.share_within")
+        one_of(self.share_within, ("all", "kind"), "method.share_within")
         for name in (
             "output_weight",
             "hidden_weight",
