@@ -129,7 +129,7 @@ def test_terms_of_the_targets_by_hand(made: Toy) -> None:
 def test_shares_are_matched_within_kinds(made: Toy) -> None:
     """Rows of two kinds by hand: one kind's values stand where the other's should. At the adversary's weights too."""
     lm, method = made.ready("sae_erase", patch_share=0.0, share_within="kind")
-    assert len(set(method.kinds.values())) == len({row.kind for row in made.datamodule.streams["forget"]})
+    assert len(set(method.kinds.values())) == len({row.kind for row in method.data.streams["forget"]})
     with torch.no_grad():
         for p in trained_weights(lm).values():
             p.add_(0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
