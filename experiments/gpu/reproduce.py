@@ -243,6 +243,7 @@ def main(parts: Sequence[str]) -> None:
     until = time.time() + float(os.environ.get("LIMIT_S", 1200))
     os.environ["UNTIL"] = str(until)
     room = Path(os.environ.get("SPACE") or ("/dev/shm" if shutil.disk_usage("/dev/shm").free > 30 * GIB else tempfile.gettempdir()))
+    room.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=room) as folder:
         space = Path(folder)
         write_tofu(space / "tofu")

@@ -12,8 +12,8 @@ BESIDE = ("none", "grad_diff", "tar", "sae_distribution")
 ABLATIONS = ("no_sae", "no_output", "no_hidden", "no_share", "no_meta", "cap", "no_patch", "no_noise", "no_replay", "no_virtual", "every2")
 IDEAS = ("patch_one", "share_more", "within", "lessons", "readout")
 """The setting before the last choice; a weight against what is left, terms that are off in ``sae_erase``, each by itself."""
-SCALE = ("targets1", "targets1_gold", "targets30", "targets30_gold", "large", "large_gold")
-"""1 and 30 targets of 100; a world twice as large with a model of six blocks."""
+SCALE = ("targets1", "targets1_gold", "targets30", "targets30_long", "targets30_gold", "large", "large_gold")
+"""1 and 30 targets of 100, the latter also with three times the steps; a world twice as large with a model of six blocks."""
 SEQUENCE = ("sequence", "sequence_no_replay")
 """Three requests, one after the other; measured on all of their targets in the end."""
 FEW = ("relearn", "relearn_lora", "patch", "steer", "quantise")
@@ -40,7 +40,7 @@ class Cell(NamedTuple):
     @property
     def gold(self) -> Cell:
         """The gold model of the same world and targets."""
-        setting = {"sequence": "targets30", "sequence_no_replay": "targets30"}.get(self.setting, self.setting).removesuffix("_gold")
+        setting = {"sequence": "targets30", "sequence_no_replay": "targets30", "targets30_long": "targets30"}.get(self.setting, self.setting).removesuffix("_gold")
         return self._replace(setting=f"{setting}_gold" if f"{setting}_gold" in SCALE else "gold")
 
     @property

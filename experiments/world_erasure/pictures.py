@@ -66,7 +66,7 @@ def draw(found: Found, folder: Path) -> list[Path]:
 
     paths = []
     with house_style():
-        for name, size, panels in (("frontier", (11.6, 4.8), 2), ("attacks", (6.4, 6.0), 1), ("scale", (9.6, 4.2), 2)):
+        for name, size, panels in (("frontier", (11.6, 4.8), 2), ("attacks", (6.4, 6.0), 1), ("scale", (10.6, 4.2), 2)):
             figure = Figure(figsize=size, layout="constrained")
             axes = figure.subplots(1, panels, squeeze=False)[0]
             {"frontier": frontier, "attacks": attacks, "scale": scale}[name](axes, found)
@@ -156,6 +156,7 @@ SIZES = {
     "targets1": ("1 of 100", "targets1_gold"),
     "sae_erase": ("10 of 100", "gold"),
     "targets30": ("30 of 100", "targets30_gold"),
+    "targets30_long": ("30 of 100,\nthrice the steps", "targets30_gold"),
     "large": ("10 of 200,\nsix blocks", "large_gold"),
     "sequence": ("30 in three\nrequests", "targets30_gold"),
     "sequence_no_replay": ("the same,\nno replay", "targets30_gold"),
