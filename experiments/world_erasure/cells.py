@@ -16,6 +16,8 @@ SCALE = ("targets1", "targets1_gold", "targets30", "targets30_long", "targets30_
 """1 and 30 targets of 100, the latter also with three times the steps; a world twice as large with a model of six blocks."""
 SEQUENCE = ("sequence", "sequence_no_replay")
 """Three requests, one after the other; measured on all of their targets in the end."""
+THIRTY = ("targets30_long", *SEQUENCE)
+"""Settings beside ``targets30`` that forget the same people."""
 FEW = ("relearn", "relearn_lora", "patch", "steer", "quantise")
 MORE = (*FEW, "relearn_half", "relearn_benign", "relearn_statements", "probe", "lens")
 
@@ -40,7 +42,7 @@ class Cell(NamedTuple):
     @property
     def gold(self) -> Cell:
         """The gold model of the same world and targets."""
-        setting = {"sequence": "targets30", "sequence_no_replay": "targets30", "targets30_long": "targets30"}.get(self.setting, self.setting).removesuffix("_gold")
+        setting = "targets30" if self.setting in THIRTY else self.setting.removesuffix("_gold")
         return self._replace(setting=f"{setting}_gold" if f"{setting}_gold" in SCALE else "gold")
 
     @property
