@@ -57,13 +57,13 @@ CELLS = [
     *(Cell(setting, *TUNED) for setting in (*MAIN, *BESIDE)),
     *(Cell(setting, *place) for place in FRESH for setting in MAIN),
     *(Cell(setting, *TUNED) for setting in (*ABLATIONS, *IDEAS)),
-    *(Cell("no_replay", *place) for place in FRESH),
+    *(Cell(setting, *place) for place in FRESH for setting in ("no_replay", "lean")),
     *(Cell(setting, seed, 0) for seed in (1, 2, 3) for setting in (*SCALE, *SEQUENCE)),
 ]
 """Every cell, in the order in which they are made."""
 
 PARTS = {
-    "fresh": [cell for cell in CELLS if cell.setting in (*MAIN, "no_replay") and cell.place != TUNED],
+    "fresh": [cell for cell in CELLS if cell.setting in (*MAIN, "no_replay", "lean") and cell.place != TUNED],
     "tuned": [cell for cell in CELLS if cell.place == TUNED],
     "scale": [cell for cell in CELLS if cell.setting in (*SCALE, *SEQUENCE)],
 }

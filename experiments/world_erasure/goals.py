@@ -26,6 +26,10 @@ class Goal(NamedTuple):
     setting: str = "sae_erase"
     digits: int = 2
 
+    def met(self, value: float) -> bool:
+        """Whether a mean is as it was asked."""
+        return value <= self.limit if self.most else value >= self.limit
+
 
 def _key(key: str) -> Callable[[Results], float | None]:
     return lambda found: found.get(key)
@@ -62,21 +66,18 @@ GOALS = [
 
 
 def goals(found: Mapping[Cell, Results]) -> str:
-    """A line for each goal, with the 95 % bootstrap interval over cells, and the gold model's mean where it has the figure."""
-    lines = ["| goal | asked | mean over cells | gold | cells | reached |", "|---|---:|---:|---:|---:|---|"]
-    golds = _fresh(found, "gold")
+    """A line for each goal, with the 95 % bootstrap interval over cells, and beside it the gold model and ``lean``."""
+    lines = ["| goal | asked | mean over cells | gold | cells | reached | lean | reached |", "|---|---:|---:|---:|---:|---|---:|---|"]
     for goal in GOALS:
-        mean = _mean([v for r in _fresh(found, goal.setting) if (v := goal.value(r)) is not None], goal.digits)
-        gold = _mean([v for r in golds if (v := goal.value(r)) is not None], goal.digits)
         asked = f"{'≤' if goal.most else '≥'} {goal.limit:g}"
-        met = mean.value is not None and (mean.value <= goal.limit if goal.most else mean.value >= goal.limit)
-        lines.append(_line(goal.name, asked, mean, gold.text, met))
+        own, gold = (_mean(_values(found, setting, goal.value), goal.digits) for setting in (goal.setting, "gold"))
+        lean = _mean(_values(found, "lean", goal.value) if goal.setting == "sae_erase" else [], goal.digits)
+        lines.append(_line(goal.name, asked, own, gold, lean, goal.met))
     for name in RANKS:
-        mean, gold = (_mean([r[f"forget/{name}"] for r in _fresh(found, s) if f"forget/{name}" in r]) for s in ("sae_erase", "gold"))
-        met = mean.value is not None and gold.value is not None and gold.low <= mean.value <= gold.high
-        lines.append(
-            _line(f"{name.replace('rank', 'rank of the true value').replace('_', ', ')}", "in gold's interval", mean, gold.text, met)
-        )
+        own, gold, lean = (_mean(_values(found, setting, _key(f"forget/{name}"))) for setting in ("sae_erase", "gold", "lean"))
+        words = name.replace("rank", "rank of the true value").replace("_", ", ")
+        low, high = (gold.low, gold.high) if gold.value is not None else (1.0, 0.0)
+        lines.append(_line(words, "in gold's interval", own, gold, lean, lambda value, low=low, high=high: low <= value <= high))
     return "\n".join(lines) + "\n"
 
 
@@ -95,11 +96,12 @@ def _mean(values: list[float], digits: int = 2) -> _Mean:
     return _Mean(mean, low, high, len(values), f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
 
 
-def _fresh(found: Mapping[Cell, Results], setting: str) -> list[Results]:
-    return [results for cell, results in found.items() if cell.setting == setting and cell.place in FRESH]
+def _values(found: Mapping[Cell, Results], setting: str, value: Callable[[Results], float | None]) -> list[float]:
+    """A figure of each fresh cell of a setting that has it."""
+    rows = [results for cell, results in found.items() if cell.setting == setting and cell.place in FRESH]
+    return [v for r in rows if (v := value(r)) is not None]
 
 
-def _line(name: str, asked: str, mean: _Mean, gold: str, met: bool) -> str:
-    return (
-        f"| {name} | {asked} | {mean.text} | {gold} | {mean.n} of {len(FRESH)} | {'–' if mean.value is None else 'yes' if met else 'no'} |"
-    )
+def _line(name: str, asked: str, own: _Mean, gold: _Mean, lean: _Mean, met: Callable[[float], bool]) -> str:
+    said = [" – " if mean.value is None else " yes " if met(mean.value) else " no " for mean in (own, lean)]
+    return f"| {name} | {asked} | {own.text} | {gold.text} | {own.n} of {len(FRESH)} |{said[0]}| {lean.text} |{said[1]}|"
