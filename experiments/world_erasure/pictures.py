@@ -156,7 +156,7 @@ SIZES = {
     "targets1": ("1 of 100", "targets1_gold"),
     "sae_erase": ("10 of 100", "gold"),
     "targets30": ("30 of 100", "targets30_gold"),
-    "targets30_long": ("30 of 100,\nthrice the steps", "targets30_gold"),
+    "targets30_long": ("30 of 100,\n360 steps", "targets30_gold"),
     "large": ("10 of 200,\nsix blocks", "large_gold"),
     "sequence": ("30 in three\nrequests", "targets30_gold"),
     "sequence_no_replay": ("the same,\nno replay", "targets30_gold"),
