@@ -97,8 +97,8 @@ class SAEErase(SAEGuided):
             raise ValueError("sae_erase needs rows in its context")
         self.data: EntityData = context.data
         self.reader: Reader = context.reader
-        kinds = sorted({row.kind for row in self.data.streams["forget"]} if config.share_within == "kind" else ())
-        self.kinds = {row.row_id: kinds.index(row.kind) if kinds else 0 for row in self.data.streams["forget"]}
+        kinds = sorted({row.kind for row in self.data.streams["forget"]})
+        self.kinds = {row.row_id: kinds.index(row.kind) for row in self.data.streams["forget"]}
         self.step = 0
         self.left = 0
         self.targets: Counterfactual | None = None
@@ -186,9 +186,9 @@ class SAEErase(SAEGuided):
             strangers_N = targets.score(lm, [targets.strangers[i][targets.stranger(i, self.step)] for i in asked])
         return quantile_distance(score_N, strangers_N, self._kinds(asked, score_N))
 
-    def _kinds(self, row_ids: Sequence[int], like_N: Tensor) -> Tensor:
-        """Numbers of the kinds of some forget rows, [N]; 0 where shares are matched over all of them."""
-        return like_N.new_tensor([self.kinds[i] for i in row_ids])
+    def _kinds(self, row_ids: Sequence[int], like_N: Tensor) -> Tensor | None:
+        """Numbers of the kinds of some forget rows, [N]; None where shares are matched over all of them."""
+        return like_N.new_tensor([self.kinds[i] for i in row_ids]) if self.config.share_within == "kind" else None
 
     def _patched(self, rng: random.Random) -> Sequence[int]:
         """Blocks at which the original model's codes are put back."""
@@ -241,7 +241,7 @@ class SAEErase(SAEGuided):
         score_N = targets.share.of(answers.logits_AV, answers.targets_A, answers.row_A, ids)
         wanted = [targets.scores[i][targets.stranger(i, self.step)] for i in ids]
         wanted_N, kind_N = score_N.new_tensor(wanted), self._kinds(ids, score_N)
-        return quantile_distance(rows.all(score_N), rows.all(wanted_N), rows.all(kind_N))
+        return quantile_distance(rows.all(score_N), rows.all(wanted_N), None if kind_N is None else rows.all(kind_N))
 
     def loss(self, lm: PreTrainedModel, batch: Mapping[str, TokenBatch]) -> LossTerms:
         """Terms: those of ``forgotten``, ``relearned``, ``retain_kl``, ``retain_hidden``, ``replay``, ``virtual``; see the file's head."""
