@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.scripts import module_of
 from unlearn.config.load import load_config
 from unlearn.config.plugins import plugin_schemas
 from unlearn.estimate.memory import estimate, rows_per_device
@@ -20,20 +19,10 @@ from unlearn.estimate.stand_in import Size, batches_of, blank_sae, data_of, read
 from unlearn.registry import entries, find
 from unlearn.types import STREAMS
 
-STUDY = Path(__file__).parents[2] / "experiments" / "memory" / "measure.py"
 SIZES = {s: Size(rows=4, tokens=24, answer=6) for s in STREAMS}
 
 
-def _study() -> Any:
-    spec = importlib.util.spec_from_file_location("measure", STUDY)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["measure"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-study = _study()
+study = module_of("experiments/memory/measure.py")
 
 
 def run(*words: str) -> Any:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import gc
-import importlib.util
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,26 +12,17 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule
 
 from tests.gpu.device import ACCELERATOR, DEVICE, REHEARSAL, note
+from tests.scripts import module_of
 from unlearn.estimate.memory import CUDA_CONTEXT
 from unlearn.launch import make_trainer, trainer_settings
 
-STUDY = Path(__file__).parents[2] / "experiments" / "memory" / "measure.py"
 SHAPE = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "num_attention_heads": 32, "vocab_size": 32000}
 """As Llama 3.2 1B's, with a smaller vocabulary: a billion weights."""
 TOLERANCE = 0.1
 """Largest relative error of the estimate."""
 
 
-def _study() -> Any:
-    spec = importlib.util.spec_from_file_location("measure_gpu", STUDY)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules["measure_gpu"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-study = _study()
+study = module_of("experiments/memory/measure.py")
 GUIDED, LORA, BF16 = "method.name=sae_guided", "model.trainable.mode=lora", "model.dtype=bfloat16"
 ON_GPU = f"trainer.accelerator={ACCELERATOR}"
 BIG = {"rows": 8, "tokens": 128, "model_options": {} if REHEARSAL else SHAPE}

@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from sqlalchemy import event
 
 from tests.forks import ended
+from tests.scripts import module_of
 from tests.sweep.studies import Formula, calls, die, once, slowly, sweep, worker
 from unlearn.errors import ConfigError, RunError
 from unlearn.sweep import engine, run_sweep, slots, trial
@@ -95,16 +96,7 @@ def test_a_waiting_trial_in_sqlite_goes_to_one_worker_only(tmp_path: Path) -> No
 @contextmanager
 def database(folder: Path) -> Iterator[tuple[str, str]]:
     """A PostgreSQL server of its own; address and password."""
-    import importlib.util
-    import sys
-
-    path = Path(__file__).parents[2] / "docker" / "local_stack.py"
-    found = importlib.util.spec_from_file_location("local_stack", path)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules["local_stack"] = module
-    found.loader.exec_module(module)
+    module = module_of("docker/local_stack.py")
     with module.temporary() as place, module.postgres(Path(place), "only-for-this-test") as (address, version):
         assert version.startswith("PostgreSQL")
         yield address, "only-for-this-test"

@@ -1,6 +1,5 @@
 """The tracking stack: as processes, really; as containers, what can be said without an engine."""
 
-import importlib.util
 import json
 import os
 import re
@@ -11,6 +10,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.scripts import module_of
+
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 VARIABLE = re.compile(r"\$\{(\w+)(?:(:?[?+-])([^}]*))?\}")
@@ -18,10 +19,7 @@ VARIABLE = re.compile(r"\$\{(\w+)(?:(:?[?+-])([^}]*))?\}")
 
 @pytest.fixture(scope="module")
 def stack():
-    spec = importlib.util.spec_from_file_location("local_stack", DOCKER / "local_stack.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return module_of("docker/local_stack.py")
 
 
 @pytest.fixture(scope="module")
